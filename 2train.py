@@ -1,0 +1,702 @@
+"""Stage 2: train the generator, first on its own (content), then against a discriminator (adversarial).
+
+Reads   {data-folder}/PreTrain.json (stage 1); with --target interpolate also which steps the other lists hold
+Writes  --checkpoint (all that resuming and stages 3 and 4 need), runs/ (TensorBoard), --export (generator alone)
+
+    python 2train.py                                              # one model for each step found, target interpolate
+    python 2train.py --target coarsen --region all --lr-step 1    # real truth: files at --hr-step
+    torchrun --nproc-per-node 4 2train.py --resume                # go on, with four processes
+"""
+
+import argparse
+import math
+import os
+import platform
+import signal
+import time
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.utils.tensorboard import SummaryWriter
+
+import datasets
+import models
+import utils
+from utils import AverageMeter, DataError, log
+
+WARM_UP = 30  # steps of rising learning rate, and before the length of a run with --max-minutes is planned
+
+
+def option(default, words):
+    """A field that is an option of the same name."""
+    return field(default=default, metadata={"help": words})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a generator is trained; stands in the checkpoint as a dict."""
+
+    recipe: str = option("crps", "crps (default), srgan (SRResNet against a BCE discriminator) or srgan-notes")
+    content_steps: int = option(4000, "steps of the content phase")
+    adversarial_steps: int = option(0, "steps of the adversarial phase")
+    batch: int = option(8, "samples a step, over all processes")
+    members: int = option(2, "members made of each sample")
+    window: tuple = option((4, 7), "smallest and largest side of what the network sees, LR cells; 0: the whole region")
+    crop: int = option(1, "side of what is made and compared, LR cells; 0: the whole window")
+    content: str = option("crps", "content loss: crps, mse, l1 or vgg, joined by + for a sum")
+    adversarial_content: str = option("", "content loss of the adversarial phase (default: the same)")
+    pools: tuple = option((1, 4, 16), "sides of the block means the CRPS is taken on, HR pixels")
+    learning_rate: float = option(1.5e-3, "step size of the generator")
+    schedule: str = option("cosine", "cosine (to 0 within each phase) or half (times 0.1 at half time)")
+    optimizer: str = option("adamw", "adamw or adam")
+    weight_decay: float = option(0.01, "decay of the weights (adamw)")
+    clip_norm: float = option(1.0, "largest gradient norm; 0: gradients are clamped to -1..1")
+    ema: float = option(0.995, "decay of the averaged weights that stages 3 and 4 use")
+    adversarial: str = option("relativistic", "adversarial loss: relativistic (with gradient penalty), hinge or bce")
+    beta: float = option(0.02, "weight of the adversarial loss")
+    penalty: float = option(1.0, "weight of the gradient penalty")
+    discriminator_channels: int = option(16, "width of the discriminator (SRGAN: 64)")
+    discriminator_rate: float = option(3e-4, "step size of the discriminator")
+    wet: bool = option(True, "choose wet windows more often")
+    turn: bool = option(True, "turn and flip windows")
+    amounts: float = option(3.0, "scale amounts by up to this factor, either way; 1: not")
+    valid_share: float = option(0.1, "share of the training files (or columns) held out for validation")
+    valid_windows: int = option(24, "windows scored at each validation")
+    epoch_steps: int = option(200, "steps between validations, each with a checkpoint")
+    initial: str = option("default", "initial weights: default, or normal for N(0, 0.02)")
+    seed: int = option(0, "seed of weights, windows and noise")
+
+
+_SRGAN = {
+    "members": 1,
+    "batch": 16,
+    "content": "mse",
+    "adversarial_content": "vgg",
+    "adversarial": "bce",
+    "beta": 1e-3,
+    "learning_rate": 1e-4,
+    "optimizer": "adam",
+    "schedule": "half",
+    "weight_decay": 0.0,
+    "clip_norm": 0.0,
+    "adversarial_steps": 4000,
+    "discriminator_channels": 64,
+    "discriminator_rate": 1e-4,
+    "amounts": 1.0,
+    "crop": 2,
+}
+RECIPES = {
+    "crps": ({}, {}),
+    "srgan": (_SRGAN, {"noise_channels": 0}),
+    "srgan-notes": (
+        {**_SRGAN, "adversarial_content": "mse+vgg", "initial": "normal", "epoch_steps": 100},
+        {"noise_channels": 0, "norm": "batch"},
+    ),
+}
+
+
+# ---------------------------------------------------------------- settings
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    utils.add_data_arguments(parser, datasets.DataConfig())
+    parser.add_argument(
+        "--checkpoint",
+        help="default: Data/SavedModels/pre_srgan_x{scale}.pth, pre_srgan_{target}_x{scale}.pth for other targets",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint, with its settings; from the start where there is none",
+    )
+    parser.add_argument("--init", metavar="FILE", help="start from the generator of an earlier checkpoint or export")
+    parser.add_argument(
+        "--export", metavar="FILE", help="also write the generator alone (EMA weights and settings, a few MB)"
+    )
+    parser.add_argument(
+        "--max-minutes",
+        type=float,
+        help="end after this time with a checkpoint; where no number of steps is given, the schedule is planned to fit",
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--amp",
+        choices=("auto", "off", "bf16", "fp16"),
+        default="auto",
+        help="reduced precision (default: what the device is fast at)",
+    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile the networks (pays on a GPU)")
+    parser.add_argument(
+        "--accumulate",
+        type=utils.positive,
+        default=1,
+        help="parts a batch is made in, for little memory (default: %(default)s)",
+    )
+    parser.add_argument("--vgg-weights", metavar="FILE", help="vgg19-dcbb9e9d.pth, for content vgg")
+    parser.add_argument("--runs", default="runs", help="folder of TensorBoard events (default: %(default)s)")
+    utils.add_dataclass_arguments(parser, TrainConfig, "training", choices={"recipe": tuple(RECIPES)})
+    utils.add_dataclass_arguments(
+        parser, models.GeneratorConfig, "generator", skip=("scale", "transform_parameters", "position_shape")
+    )
+    return parser.parse_args(argv)
+
+
+def plan_models(args):
+    """[(DataConfig, checkpoint path)]: the one asked for or, with `interpolate` and no --lr-step, one a step found."""
+    base = {
+        "target": args.target,
+        "region": utils.parse_region(args.region),
+        "hr_step": args.hr_step,
+        "units": args.units,
+    }
+    steps = [args.lr_step]
+    if args.lr_step is None:
+        if args.target != "interpolate":
+            raise DataError(
+                f"--target {args.target} needs --lr-step: the LR cell size in degrees, for example --lr-step 1"
+            )
+        found = utils.read_info(args.data_folder).get("files", {})
+        steps = sorted(
+            {r["step"] for split in ("eval", "obj") for r in found.get(split, []) if r.get("step", 0) > args.hr_step},
+            reverse=True,
+        )
+        if not steps:
+            raise DataError(
+                f"{args.data_folder}: no evaluation or forecast list says which step to train for; give --lr-step, or run "
+                "1create_data_lists.py with such folders"
+            )
+    configs = [datasets.DataConfig(lr_step=step, **base) for step in steps]
+    if args.checkpoint and len(configs) > 1:
+        raise DataError(
+            f"--checkpoint names one file, but models for {', '.join(f'{s:g}' for s in steps)} degree are to be trained; add --lr-step"
+        )
+    return [
+        (config, Path(args.checkpoint or utils.default_checkpoint(config.target, config.scale))) for config in configs
+    ]
+
+
+def given(args, cls):
+    """The fields of a dataclass that were typed."""
+    return {f.name: getattr(args, f.name) for f in fields(cls) if hasattr(args, f.name)}
+
+
+def choose_settings(args, config, dataset):
+    """(TrainConfig, GeneratorConfig) of a new model: recipe, then options."""
+    recipe = RECIPES[getattr(args, "recipe", "crps")]
+    train = replace(TrainConfig(), **{**recipe[0], **given(args, TrainConfig)})
+    shape = {"conserve": config.target != "paired", **recipe[1], **given(args, models.GeneratorConfig)}
+    if shape.get("position_channels"):
+        train = replace(train, window=(), crop=0, turn=False)
+        shape["position_shape"] = dataset.plans[0].core.shape
+    if shape.get("transform", "log") != "log":
+        rain = np.concatenate([dataset[k][0].ravel() for k in range(0, len(dataset), max(1, len(dataset) // 50))])
+        shape["transform_parameters"] = models.TRANSFORMS[shape["transform"]].fit(rain[np.isfinite(rain)])
+    try:
+        return train, models.GeneratorConfig(scale=config.scale, **shape)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
+# ---------------------------------------------------------------- processes, time and signals
+
+
+class Group:
+    """The processes that train together (torchrun), or the only one."""
+
+    def __init__(self, device):
+        self.rank, self.size, self.local = (
+            int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        )
+        cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        self.device = torch.device("cuda", self.local) if cuda else torch.device("cpu")
+        if self.size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if cuda else "gloo")
+
+    def mean(self, tensors):
+        """Average tensors over processes in place, as one message; returns its bytes."""
+        if self.size == 1 or not tensors:
+            return 0
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        dist.all_reduce(flat)
+        for tensor, part in zip(tensors, flat.div_(self.size).split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+        return flat.numel() * flat.element_size()
+
+    def any(self, flag):
+        """True where any process says so."""
+        value = torch.tensor([float(flag)], device=self.device)
+        self.mean([value])
+        return bool(value.item() > 0)
+
+    def share(self, count):
+        """(first, number) of this process's part of `count` samples."""
+        first = count * self.rank // self.size
+        return first, count * (self.rank + 1) // self.size - first
+
+
+def amp_dtype(choice, device):
+    """The reduced precision asked for, or the one the device is fast at; None for float32."""
+    if choice != "auto":
+        return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[choice]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None  # AMX and AVX512 units; emulated elsewhere
+
+
+class Clock:
+    """Ends a run after the current step: on SIGTERM, SIGUSR1, SIGINT, or when the minutes are over."""
+
+    def __init__(self, minutes):
+        self.started, self.minutes, self.signal = time.monotonic(), minutes, None
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self._caught)
+
+    def _caught(self, number, frame):
+        self.signal = signal.Signals(number)
+
+    @property
+    def elapsed(self):
+        return (time.monotonic() - self.started) / 60
+
+    @property
+    def over(self):
+        return self.signal is not None or (self.minutes is not None and self.elapsed >= self.minutes)
+
+
+# ---------------------------------------------------------------- training
+
+
+class Training:
+    """One model in training: networks, optimisers, windows, and where it stands."""
+
+    def __init__(self, config, train, shape, dataset, group, args):
+        self.config, self.train, self.shape, self.dataset, self.group, self.args = (
+            config,
+            train,
+            shape,
+            dataset,
+            group,
+            args,
+        )
+        torch.manual_seed(train.seed)
+        self.generator = models.Generator(shape)
+        self.discriminator = models.Discriminator(train.discriminator_channels)
+        if train.initial == "normal":
+            models.initialise_normal(self.generator)
+        if args.init:
+            self.generator.load_state_dict(models.load_generator(utils.load_checkpoint(args.init)).state_dict())
+        for net in (self.generator, self.discriminator):
+            net.to(group.device, memory_format=torch.channels_last)
+        self.ema = models.EMA(self.generator, train.ema)
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[train.optimizer]
+        decay = {"weight_decay": train.weight_decay} if train.optimizer == "adamw" else {}
+        fused = group.device.type == "cuda"
+        self.opt_g = kind(self.generator.parameters(), train.learning_rate, betas=(0.9, 0.99), fused=fused, **decay)
+        self.opt_d = kind(self.discriminator.parameters(), train.discriminator_rate, betas=(0.0, 0.99), fused=fused)
+        self.guard = models.CollapseGuard(self.opt_d)
+        self.amp = amp_dtype(args.amp, group.device)
+        self.scaler = torch.amp.GradScaler(enabled=self.amp == torch.float16)
+        self.vgg = (
+            models.TruncatedVGG19(5, 4, args.vgg_weights).to(group.device)
+            if "vgg" in train.content + train.adversarial_content
+            else None
+        )
+        sides = train.window or None
+        draw = {"sides": sides, "valid_share": train.valid_share, "wet": train.wet, "seed": train.seed}
+        self.windows = datasets.Windows(dataset, crop=train.crop, turn=train.turn, amounts=train.amounts, **draw)
+        self.held_out = (
+            datasets.Windows(
+                dataset,
+                crop=4 if sides else 0,
+                part="valid",
+                turn=False,
+                **{**draw, "sides": (sides[1],) * 2 if sides else None},
+            )
+            if train.valid_share
+            else None
+        )
+        self.step, self.best, self.best_weights, self.planned, self.bytes = 0, math.inf, None, True, 0
+        self.forward = torch.compile(self._members) if args.compile else self._members
+
+    @property
+    def steps(self):
+        return self.train.content_steps + self.train.adversarial_steps
+
+    @property
+    def fighting(self):
+        """True in the adversarial phase."""
+        return self.step >= self.train.content_steps
+
+    def rate(self):
+        """Learning rate of this step over the configured one."""
+        first, length = (
+            (self.train.content_steps, self.train.adversarial_steps) if self.fighting else (0, self.train.content_steps)
+        )
+        done = (self.step - first) / max(length, 1)
+        if self.train.schedule == "half":
+            return 0.1 if done >= 0.5 else 1.0
+        rising = min(1.0, (self.step - first + 1) / WARM_UP)
+        return rising * 0.5 * (1 + math.cos(math.pi * done)) * (0.3 if self.fighting else 1.0)
+
+    def _members(self, lr, box, noise):
+        """(M, N, 1, H, W): the trunk runs once for all members."""
+        count = self.train.members
+        x, features = self.generator.encode(lr.contiguous(memory_format=torch.channels_last))
+        return self.generator.upsample(*(t.repeat(count, 1, 1, 1) for t in (lr, x, features)), noise, box).unflatten(
+            0, (count, len(lr))
+        )
+
+    def noise(self, first, count, box):
+        """Noise of samples first .. first + count, keyed by (seed, step, sample): the same on any number of processes."""
+        drawn = []
+        for sample in range(first, first + count):
+            key = np.random.SeedSequence([self.train.seed, self.step, sample]).generate_state(1, np.uint64)[0]
+            source = torch.Generator().manual_seed(int(key >> np.uint64(1)))
+            drawn.append(
+                self.generator.draw_noise(self.train.members, box[1] - box[0], box[3] - box[2], generator=source)
+            )
+        return [
+            None if stage[0] is None else torch.stack(stage, 1).flatten(0, 1).to(self.group.device)
+            for stage in zip(*drawn, strict=True)
+        ]
+
+    def content(self, members, hr):
+        """Content loss of the phase; a sum where it is joined by +."""
+        names = (
+            self.train.adversarial_content if self.fighting and self.train.adversarial_content else self.train.content
+        ).split("+")
+        return sum(models.content_loss(name, members, hr, pools=self.train.pools, vgg=self.vgg) for name in names)
+
+    def run_step(self):
+        """One step of both networks. Returns {loss name: value}. Raises FloatingPointError with the files' names."""
+        shrink = self.rate() * self.train.learning_rate / self.opt_g.param_groups[0]["lr"]
+        if math.isfinite(shrink) and shrink > 0:
+            utils.adjust_learning_rate(self.opt_g, shrink)
+        first, count = self.group.share(self.train.batch)
+        losses, parts = {}, min(self.args.accumulate, count)
+        cuts = [first + count * k // parts for k in range(parts + 1)]
+        self.opt_g.zero_grad(set_to_none=True), self.opt_d.zero_grad(set_to_none=True)
+        for a, b in zip(cuts, cuts[1:], strict=False):
+            batch = self.windows.batch(self.step, self.train.batch, a, b - a)
+            share = (b - a) * self.group.size / self.train.batch
+            for name, value in self._losses(batch, a, share).items():
+                losses[name] = losses.get(name, 0.0) + value
+        values = torch.tensor(list(losses.values()), device=self.group.device)
+        self.group.mean([values])
+        losses = dict(zip(losses, values.tolist(), strict=True))
+        if not all(map(math.isfinite, losses.values())):
+            raise FloatingPointError(f"step {self.step}: {losses} from {', '.join(sorted(set(batch['source'])))}")
+        self._update(self.generator, self.opt_g)
+        if self.fighting:
+            self._update(self.discriminator, self.opt_d)
+            self.guard.update(losses["Loss_d"])
+        self.ema.update(self.generator)
+        self.step += 1
+        return losses
+
+    def _losses(self, batch, first, share):
+        """Gradients of one part of the batch, weighted by its share; returns its losses."""
+        lr, hr = (torch.from_numpy(batch[k]).to(self.group.device, non_blocking=True) for k in ("lr", "hr"))
+        r0, r1, c0, c1 = batch["box"]
+        noise = self.noise(first, len(lr), batch["box"])
+        with torch.autocast(self.group.device.type, self.amp, enabled=self.amp is not None):
+            members = self.forward(lr, batch["box"], noise)
+        content = self.content(members, hr)
+        losses, total = {"Loss_c": content}, content
+        if self.fighting:
+            known = lr[..., r0:r1, c0:c1]
+            losses["Loss_d"], penalty = self._critic_loss(known, hr, members[0].detach())
+            self.scaler.scale((losses["Loss_d"] + self.train.penalty * penalty) * share).backward()
+            self.discriminator.requires_grad_(False)
+            with torch.autocast(self.group.device.type, self.amp, enabled=self.amp is not None):
+                _, losses["Loss_g"] = models.ADVERSARIAL_LOSSES[self.train.adversarial](
+                    self.discriminator(known, hr), self.discriminator(known, members[0])
+                )
+            self.discriminator.requires_grad_(True)
+            total = total + self.train.beta * losses["Loss_g"]
+        self.scaler.scale(total * share).backward()
+        return {name: value.detach().float().item() * share for name, value in losses.items()}
+
+    def _critic_loss(self, lr, hr, made):
+        with torch.autocast(self.group.device.type, self.amp, enabled=self.amp is not None):
+            loss, _ = models.ADVERSARIAL_LOSSES[self.train.adversarial](
+                self.discriminator(lr, hr), self.discriminator(lr, made)
+            )
+        if self.train.adversarial != "relativistic":
+            return loss, 0.0
+        return loss, models.gradient_penalty(self.discriminator, lr, hr) + models.gradient_penalty(
+            self.discriminator, lr, made
+        )
+
+    def _update(self, net, optimizer):
+        grads = [p.grad for p in net.parameters() if p.grad is not None]
+        self.bytes += self.group.mean(grads)
+        self.scaler.unscale_(optimizer)
+        if self.train.clip_norm:
+            torch.nn.utils.clip_grad_norm_(net.parameters(), self.train.clip_norm)
+        else:
+            utils.clip_gradient(optimizer, 1.0)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    @torch.no_grad()
+    def validate(self):
+        """Scores of the EMA generator on held-out windows: CRPS and bilinear's MAE, mm, and spectra, dB."""
+        if self.held_out is None:
+            return {}
+        net, sums, spectra, shown = self.ema.module, torch.zeros(3, dtype=torch.float64), [], None
+        first, count = self.group.share(self.train.valid_windows)
+        for k in range(first, first + count):
+            batch = self.held_out.batch(k, 1)
+            lr, hr = (torch.from_numpy(batch[name]).to(self.group.device) for name in ("lr", "hr"))
+            r0, r1, c0, c1 = batch["box"]
+            noise = [
+                net.draw_noise(1, r1 - r0, c1 - c0, generator=torch.Generator().manual_seed(1000 * k + m))
+                for m in range(4)
+            ]
+            made = torch.stack(
+                [
+                    net(lr, [z if z is None else z.to(self.group.device) for z in member], batch["box"])
+                    for member in noise
+                ]
+            )
+            plain = F.interpolate(lr, scale_factor=self.shape.scale, mode="bilinear")
+            plain = plain[
+                ..., r0 * self.shape.scale : r1 * self.shape.scale, c0 * self.shape.scale : c1 * self.shape.scale
+            ]
+            sums += torch.tensor([models.fair_crps(made, hr, (1,)).item(), F.l1_loss(plain, hr).item(), 1.0])
+            spectra.append(
+                [utils.rapsd(hr[0, 0].cpu().numpy()), np.mean([utils.rapsd(m[0, 0].cpu().numpy()) for m in made], 0)]
+            )
+            shown = shown or (lr, hr, made, batch["box"])
+        both = torch.from_numpy(np.sum(spectra, 0))
+        self.group.mean([sums, both])
+        crps, mae = (sums[:2] / sums[2]).tolist()
+        self.shown = shown
+        return {
+            "crps": crps,
+            "mae_bilinear": mae,
+            "ratio": crps / max(mae, 1e-12),
+            "lsd_db": utils.lsd(both[1].numpy(), both[0].numpy()),
+        }
+
+    # ------------------------------------------------------------ what is kept
+
+    def state(self):
+        """Everything that going on, and stages 3 and 4, need: plain tensors and plain Python."""
+        tied = datasets.cells_of(self.dataset.plans[0].lr) if self.shape.position_channels else None
+        return {
+            "data_config": asdict(self.config),
+            "generator_config": asdict(self.shape),
+            "train_config": asdict(self.train),
+            "region_cells": tied,
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "averaged": self.ema.state_dict(),
+            "ema": self.best_weights or self.ema.state_dict(),
+            "best": self.best,
+            "step": self.step,
+            "epoch": self.step // self.train.epoch_steps,
+            "optimizer_g": self.opt_g.state_dict(),
+            "optimizer_d": self.opt_d.state_dict(),
+            "guard": self.guard.state_dict(),
+            "grad_scaler": self.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "planned": self.planned,
+            "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()},
+        }
+
+    def load(self, state):
+        """Stand where a checkpoint stood."""
+        self.generator.load_state_dict(state["generator"]), self.discriminator.load_state_dict(state["discriminator"])
+        self.ema.load_state_dict(state["averaged"]), self.guard.load_state_dict(state["guard"])
+        self.opt_g.load_state_dict(state["optimizer_g"]), self.opt_d.load_state_dict(state["optimizer_d"])
+        self.scaler.load_state_dict(state["grad_scaler"]) if self.scaler.is_enabled() else None
+        self.step, self.best, self.planned = state["step"], state["best"], state["planned"]
+        self.best_weights = state["ema"] if math.isfinite(self.best) else None
+        torch.set_rng_state(state["rng"].cpu())
+
+    def judge(self, scores):
+        """Keep the weights of the best validation of the current phase."""
+        score = scores["ratio"] + 0.01 * scores["lsd_db"] if scores else math.inf
+        if score < self.best:
+            self.best, self.best_weights = (
+                score,
+                {
+                    "updates": self.ema.updates,
+                    "weights": {k: v.clone() for k, v in self.ema.module.state_dict().items()},
+                },
+            )
+
+
+def plan_length(training, clock, args, began):
+    """Fit the number of steps to --max-minutes, once, where none was typed: the schedule then ends in time."""
+    if training.planned or training.step < WARM_UP:
+        return
+    per_step = (clock.elapsed - began) / training.step
+    left = clock.minutes * 0.93 - clock.elapsed
+    total = training.train.content_steps + training.train.adversarial_steps
+    fits = int(min(total, training.step + left / per_step / (1 + 0.6 * training.train.adversarial_steps / total)))
+    content = max(training.step + 1, int(fits * training.train.content_steps / total))
+    training.train, training.planned = (
+        replace(training.train, content_steps=content, adversarial_steps=max(0, fits - content)),
+        True,
+    )
+    log(
+        f"{per_step * 60:.2f} s a step: {content} content and {training.train.adversarial_steps} adversarial steps fit into {clock.minutes:g} minutes"
+    )
+
+
+def train_model(config, path, args, group, clock):
+    """Train one model to its end, or to the end of the time. Returns True when its schedule is complete."""
+    dataset = datasets.SRDataset(args.data_folder, "train", **asdict(config))
+    state = utils.load_checkpoint(path) if args.resume and path.exists() else None
+    if state:
+        training = resumed(state, config, dataset, group, args)
+        log(f"{path}: going on from step {training.step} of {training.steps}")
+    else:
+        training = Training(config, *choose_settings(args, config, dataset), dataset, group, args)
+        training.planned = args.max_minutes is None or hasattr(args, "content_steps")
+        if group.rank == 0:
+            utils.set_aside([path])
+    announce(training, path)
+    board = SummaryWriter(Path(args.runs) / path.stem) if group.rank == 0 else None
+    meters, began = {}, clock.elapsed
+    bar = utils.progress(None, f"x{config.scale}", total=training.steps)
+    bar.update(training.step)
+    while training.step < training.steps and not group.any(clock.over):
+        plan_length(training, clock, args, began)
+        if training.step == training.train.content_steps:
+            training.best = math.inf  # the adversarial phase is judged by itself
+        for name, value in training.run_step().items():
+            meters.setdefault(name, AverageMeter()).update(value)
+        bar.total = training.steps
+        bar.set_postfix({name: f"{meter.val:.3g}" for name, meter in meters.items()}, refresh=False), bar.update()
+        if training.step % training.train.epoch_steps == 0 or training.step == training.steps:
+            close_epoch(training, path, meters, board, clock)
+            meters = {}
+    bar.close()
+    finish(training, path, args, board)
+    return training.step >= training.steps
+
+
+def resumed(state, config, dataset, group, args):
+    """A Training as the checkpoint left it; options typed differently are refused."""
+    stored = {**state["train_config"], **state["generator_config"], **state["data_config"]}
+    asked = {**given(args, TrainConfig), **given(args, models.GeneratorConfig), **asdict(config)}
+    odd = [
+        f"{k} {stored[k]} (asked: {asked[k]})" for k in asked if k != "units" and plain(stored[k]) != plain(asked[k])
+    ]
+    if odd:
+        raise DataError(
+            f"--resume goes on with the checkpoint's settings; it has {', '.join(odd)}: leave these options out, or train anew without --resume"
+        )
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in state["train_config"].items()}
+    training = Training(config, TrainConfig(**tuples), models.generator_config(state), dataset, group, args)
+    training.load(state)
+    return training
+
+
+def plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def announce(training, path):
+    """Print the resolved settings."""
+    if training.group.rank:
+        return
+    plan, count = training.dataset.plans[0], sum(p.numel() for p in training.generator.parameters())
+    log(
+        f"training {path}: x{training.config.scale}, target {training.config.target}, {len(training.dataset)} files, region {plan.lr.extent} ({plan.words}), "
+        f"{plan.lr.rows} x {plan.lr.cols} LR cells; {count / 1e6:.2f} M weights on {training.group.device}, {training.group.size} process(es), "
+        f"{torch.get_num_threads()} thread(s), {training.amp or 'float32'}"
+    )
+    if training.config.target == "interpolate" and plan.kind != "hr":
+        log(
+            "WARNING: HR is an interpolation of the input, so the network learns to interpolate; detail below the LR cell is NOT verified by "
+            "such data. With files at the HR step use --target coarsen, with matching pairs --target paired."
+        )
+    log(
+        "settings " + " ".join(f"{k}={v}" for part in (training.train, training.shape) for k, v in asdict(part).items())
+    )
+
+
+def close_epoch(training, path, meters, board, clock):
+    """Validate, say where things stand, keep the best and the last."""
+    scores = training.validate()
+    training.judge(scores)
+    if training.group.rank:
+        return
+    values = {
+        **{name: meter.avg for name, meter in meters.items()},
+        **{f"valid/{k}": v for k, v in scores.items()},
+        "learning_rate": training.opt_g.param_groups[0]["lr"],
+    }
+    log(
+        f"step {training.step}/{training.steps}  {clock.elapsed:.1f} min  "
+        + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+    )
+    for name, value in values.items():
+        board.add_scalar(name, value, training.step)
+    if scores and hasattr(utils, "plot_windows"):
+        lr, hr, made, (r0, r1, c0, c1) = training.shown
+        board.add_figure(
+            "valid/maps", utils.plot_windows(lr[0, 0, r0:r1, c0:c1], hr[0, 0], made[:, 0, 0]), training.step
+        )
+    utils.save_checkpoint(path, training.state())
+
+
+def finish(training, path, args, board):
+    """The last checkpoint and the export."""
+    if training.group.rank:
+        return
+    utils.save_checkpoint(path, training.state())
+    board.close()
+    log(
+        f"wrote {path} at step {training.step} of {training.steps}"
+        + ("" if training.step >= training.steps else "; go on with --resume")
+    )
+    if args.export:
+        state = training.state()
+        utils.save_checkpoint(
+            args.export,
+            {
+                k: state[k]
+                for k in ("data_config", "generator_config", "train_config", "region_cells", "ema", "step", "versions")
+            },
+        )
+        log(f"wrote {args.export} ({Path(args.export).stat().st_size / 1e6:.1f} MB)")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    plans = plan_models(args)
+    if args.export and len(plans) > 1:
+        raise DataError("--export names one file, but several models are to be trained; add --lr-step")
+    group, whole = Group(args.device), Clock(args.max_minutes)
+    complete = True
+    for k, (config, path) in enumerate(plans):
+        clock = Clock(None if args.max_minutes is None else (args.max_minutes - whole.elapsed) / (len(plans) - k))
+        try:
+            complete &= train_model(config, path, args, group, clock)
+        except FloatingPointError as error:
+            raise DataError(
+                f"the loss is not finite: {error}; {path} keeps the last good step; try a lower --learning-rate or --amp off"
+            ) from None
+        if clock.signal:
+            log(f"ended by {clock.signal.name}; go on with --resume")
+            return 128 + clock.signal
+    if group.size > 1:
+        dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    utils.run_stage(main)

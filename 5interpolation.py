@@ -1,0 +1,57 @@
+"""Stage 5: write the (LR, HR) pairs of a list as NetCDF, the reference that downscaling is looked at beside.
+
+Reads   {data-folder}/Pre{Train,Eval,Obj}.json (stage 1)
+Writes  {out}/NN_pre_lr.nc and NN_pre_hr.nc, NN = position in the list
+
+    python 5interpolation.py --split eval
+"""
+
+import argparse
+from pathlib import Path
+
+from datasets import DataConfig, SRDataset, format_region
+from utils import add_data_arguments, log, parse_region, progress, run_stage, write_field
+
+FOLDERS = {"train": "ResultTrain", "eval": "ResultEval", "obj": "ResultObj"}
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--split", choices=FOLDERS, required=True, help="which list of stage 1")
+    add_data_arguments(parser, DataConfig())
+    parser.add_argument(
+        "--out", help="folder of the pairs (default: Data/DataResults/ResultTrain, ResultEval or ResultObj)"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    out = Path(args.out or f"Data/DataResults/{FOLDERS[args.split]}")
+    dataset = SRDataset(
+        args.data_folder,
+        args.split,
+        dataarray=True,
+        target=args.target,
+        region=parse_region(args.region),
+        lr_step=args.lr_step,
+        hr_step=args.hr_step,
+        units=args.units,
+    )
+    config, plan = dataset.config, dataset.plans[0]
+    log(
+        f"{len(dataset)} pairs x{config.scale}, {plan.lr.rows} x {plan.lr.cols} and {plan.hr.rows} x {plan.hr.cols} cells over "
+        f"{plan.lr.extent} (--region {format_region(config.region)}: {plan.words})"
+    )
+    if config.target == "interpolate" and plan.kind != "hr":
+        log("NOTE: HR is an interpolation of LR; detail below the LR cell is not verified by such data")
+    for index in progress(range(len(dataset)), "writing pairs"):
+        for kind, field in zip(("lr", "hr"), dataset[index], strict=True):
+            write_field(
+                out / f"{index:02d}_pre_{kind}.nc", field, title=f"{kind.upper()} precipitation, target {config.target}"
+            )
+    log(f"wrote {len(dataset)} x (NN_pre_lr.nc, NN_pre_hr.nc) to {out}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,1110 @@
+"""Files, units, grids and pairs: everything between a NetCDF file on disk and an (lr, hr) pair.
+
+Reads    any NetCDF file of precipitation on a regular (lat, lon) grid, the JSON lists and PreInfo.json of stage 1.
+Writes   only its cache of decoded fields, {data_folder}/cache/*.npy.
+
+    from datasets import SRDataset
+    lr, hr = SRDataset("Data/JsonPath", split="eval")[0]      # (5, 5) and (500, 500), mm, north first
+
+Cells, not points: a value is the mean of the square cell around its node. Grids are exact fractions of a degree;
+floats appear only in the coordinates that are written.
+"""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import cftime
+import numpy as np
+import torch
+import xarray as xr
+
+import utils
+from utils import DataError
+
+RAIN_NAMES = ("tp", "pr", "prcp", "precip", "precipitation", "tp_sum")
+LAT_NAMES, LON_NAMES = ("lat", "latitude", "y"), ("lon", "longitude", "x")
+TARGETS = ("interpolate", "coarsen", "paired")
+SPLITS = ("train", "eval", "obj")
+LR_STEPS = {"train": 1.0, "eval": 1.0, "obj": 0.4}  # degrees, what each split holds unless told otherwise
+PACKING_NOISE = -0.1  # mm; a little below zero is packing noise, more is a fault
+MAX_DAILY = 2000.0  # mm; the record for one day is 1825 mm (Foc-Foc, La Reunion, 1966)
+AS_STORED = "as stored"  # units not decided yet
+READER_VERSION = 1  # raise when the reader's result changes: old caches are then rebuilt
+
+AMOUNTS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "kg m-2": 1.0}  # to mm
+RATES = {"kg m-2 s-1": 1.0, "mm s-1": 1.0, "mm h-1": 1 / 3600, "mm day-1": 1 / 86400, "m s-1": 1000.0}  # to mm / s
+UNITS = (*AMOUNTS, *RATES)
+
+__all__ = [
+    "DataConfig",
+    "Grid",
+    "PreTransforms",
+    "SRDataset",
+    "Windows",
+    "block_mean",
+    "inspect_files",
+    "make_pair",
+    "plan_pairs",
+    "format_region",
+    "read_field",
+    "read_lr",
+]
+
+
+# ---------------------------------------------------------------- settings
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What one pair is: where HR comes from, which region, which two steps (degrees). Stored in every checkpoint."""
+
+    target: str = "interpolate"
+    region: tuple | str = (106.0, 110.0, 26.0, 30.0)  # LONW LONE LATS LATN, or "all"
+    lr_step: float = 1.0
+    hr_step: float = 0.01
+    units: str = "auto"
+
+    def __post_init__(self):
+        if self.target not in TARGETS:
+            raise DataError(f"target {self.target!r}: expected one of {', '.join(TARGETS)}")
+        if self.units not in ("auto", *UNITS):
+            raise DataError(f"units {self.units!r}: expected auto or one of {', '.join(UNITS)}")
+        if not (self.lr_step > 0 and self.hr_step > 0) or (ratio(self.lr_step) / ratio(self.hr_step)).denominator != 1:
+            raise DataError(f"lr step {self.lr_step:g} over hr step {self.hr_step:g}: the scale must be a whole number")
+        if self.scale < 2:
+            raise DataError(f"lr step {self.lr_step:g} and hr step {self.hr_step:g}: the scale must be 2 or more")
+        if self.region != "all":
+            west, east, south, north = map(float, self.region)
+            if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
+                raise DataError(
+                    f"region {format_region(self.region)}: expected LONW < LONE in -180..180 and LATS < LATN"
+                )
+            object.__setattr__(self, "region", (west, east, south, north))
+
+    @property
+    def scale(self):
+        """Integer upscaling factor, lr_step / hr_step."""
+        return int(ratio(self.lr_step) / ratio(self.hr_step))
+
+    @classmethod
+    def for_split(cls, split, **settings):
+        """The configuration of a split: `obj` is 0.4 degree, `train` and `eval` 1 degree, unless lr_step is given."""
+        if split not in SPLITS:
+            raise DataError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+        settings = {key: value for key, value in settings.items() if value is not None}
+        return cls(**{"lr_step": LR_STEPS[split], **settings})
+
+
+# ---------------------------------------------------------------- grids
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Square cells: `north` and `west` outer edges and `step`, exact fractions of a degree; rows run southward."""
+
+    north: Fraction
+    west: Fraction
+    step: Fraction
+    rows: int
+    cols: int
+
+    @property
+    def south(self):
+        return self.north - self.rows * self.step
+
+    @property
+    def east(self):
+        return self.west + self.cols * self.step
+
+    @property
+    def shape(self):
+        return self.rows, self.cols
+
+    @property
+    def lat(self):
+        """Cell centres, degrees north, descending."""
+        return centres(self.north, -self.step, self.rows)
+
+    @property
+    def lon(self):
+        """Cell centres, degrees east, ascending."""
+        return centres(self.west, self.step, self.cols)
+
+    @property
+    def extent(self):
+        """Outer edges in words."""
+        return f"{float(self.west):g}..{float(self.east):g} E, {float(self.south):g}..{float(self.north):g} N"
+
+    def refine(self, scale):
+        """The same extent in cells `scale` times finer."""
+        return Grid(self.north, self.west, self.step / scale, self.rows * scale, self.cols * scale)
+
+    def coarsen(self, step):
+        """Whole cells of `step` degrees laid from the north-west corner; an incomplete remainder is left out."""
+        return Grid(self.north, self.west, step, int(self.rows * self.step / step), int(self.cols * self.step / step))
+
+    def holds(self, other):
+        """True where `other` lies inside this extent."""
+        return (
+            self.west <= other.west
+            and other.east <= self.east
+            and self.south <= other.south
+            and other.north <= self.north
+        )
+
+    def window(self, other):
+        """Row and column slices of `other` in this grid (same step and lattice).
+
+        Raises: DataError: `other` is not on this lattice or reaches beyond it.
+        """
+        row, col = (self.north - other.north) / self.step, (other.west - self.west) / self.step
+        if self.step != other.step or row.denominator != 1 or col.denominator != 1 or not self.holds(other):
+            raise DataError(
+                f"cells over {other.extent} at {float(other.step):g} degree are not cells of the grid over "
+                f"{self.extent} at {float(self.step):g} degree"
+            )
+        return slice(int(row), int(row) + other.rows), slice(int(col), int(col) + other.cols)
+
+    @classmethod
+    def from_centres(cls, lat, lon):
+        """The grid of float cell centres, lat descending and lon ascending.
+
+        Raises: DataError: fewer than two nodes, irregular spacing, or cells that are not square.
+        """
+        step_lat, step_lon = regular_step(-lat, "lat"), regular_step(lon, "lon")
+        if step_lat != step_lon:
+            raise DataError(
+                f"steps of lat ({float(step_lat):g}) and lon ({float(step_lon):g} degree) differ; "
+                "expected square cells: regrid the file, for example with cdo remapcon"
+            )
+        north, west = snap(lat[0], step_lat) + step_lat / 2, snap(lon[0], step_lat) - step_lat / 2
+        return cls(north, west, step_lat, len(lat), len(lon))
+
+
+def ratio(value):
+    """A step or bound in degrees as the fraction that was meant (0.4 -> 2/5, 0.0083333 -> 1/120)."""
+    return value if isinstance(value, Fraction) else Fraction(float(value)).limit_denominator(7200)
+
+
+def snap(value, step):
+    """A node's coordinate as an exact fraction: an eighth of a step where it lies on one (float32 files miss it a little)."""
+    eighth = round(Fraction(float(value)) / step * 8) * step / 8
+    return eighth if abs(float(eighth) - value) < 1e-6 * abs(value) + 1e-3 * float(step) else ratio(value)
+
+
+def centres(edge, step, count):
+    """Cell centres from exact integers, never accumulated, rounded to 1e-6 degree."""
+    start, scale = edge + step / 2, (edge + step / 2).denominator * step.denominator
+    index = int(start * scale) + np.arange(count) * int(step * scale)
+    return np.round(index / scale, 6)
+
+
+def regular_step(nodes, name):
+    """Spacing of ascending nodes as a fraction. Raises DataError where it is not one spacing."""
+    if len(nodes) < 2:
+        raise DataError(f"{name} has {len(nodes)} node(s); expected a grid of at least 2 x 2 cells")
+    gaps = np.diff(nodes)
+    step = ratio((nodes[-1] - nodes[0]) / (len(nodes) - 1))
+    slack = 1e-6 * np.abs(nodes).max() + 1e-3 * float(step)  # float32 coordinates of a fine grid
+    if step <= 0 or np.abs(gaps - float(step)).max() > slack:
+        k = int(np.abs(gaps - float(step)).argmax())
+        raise DataError(
+            f"{name} is not regular: {abs(nodes[k]):g} to {abs(nodes[k + 1]):g} where the mean step is {float(step):g} "
+            "degree; expected one step (a region across 180 degrees must be cut in two)"
+        )
+    return step
+
+
+def format_region(region):
+    """`106 110 26 30`, as it is typed."""
+    return region if isinstance(region, str) else " ".join(f"{float(v):g}" for v in region)
+
+
+def resolve_region(grid, config):
+    """The LR cells that a region names in a file's grid.
+
+    Bounds may be cell centres of the file (the cells named are included whole), its cell edges, or centres of LR cells,
+    tried in this order; the first that holds whole LR cells wins.
+
+    Returns: (Grid of LR cells, how the bounds were read).
+    Raises: DataError: none fits (names the nearest region that does), or the file does not cover it.
+    """
+    step = ratio(config.lr_step)
+    if config.region == "all":
+        lr = grid.coarsen(step)
+        if not (lr.rows and lr.cols):
+            raise DataError(f"the file covers {grid.extent}, less than one cell of {config.lr_step:g} degree")
+        return lr, "all"
+    west, east, south, north = map(ratio, config.region)
+    for words, half, lattice in (
+        ("centres of the file's cells", grid.step / 2, True),
+        ("edges of the file's cells", 0, True),
+        (f"centres of {config.lr_step:g} degree cells", step / 2, grid.step <= step),
+    ):
+        rows, cols = (north - south + 2 * half) / step, (east - west + 2 * half) / step
+        lr = Grid(north + half, west - half, step, int(rows), int(cols))
+        on_file = all(((a - b) / grid.step).denominator == 1 for a, b in ((lr.north, grid.north), (lr.west, grid.west)))
+        if rows.denominator == 1 == cols.denominator and (on_file or not lattice):
+            if not grid.holds(lr):
+                raise DataError(
+                    f"region {format_region(config.region)} (cells over {lr.extent}) is not inside the file, which covers "
+                    f"{grid.extent}; give another --region, or all"
+                )
+            return lr, words
+    raise DataError(
+        f"region {format_region(config.region)} holds no whole number of {config.lr_step:g} degree cells of a file over "
+        f"{grid.extent} at {float(grid.step):g} degree; the nearest that does: --region {nearest_region(grid, config)}"
+    )
+
+
+def nearest_region(grid, config):
+    """Bounds near the given ones that hold whole LR cells of the file, as typed."""
+    step, unit = ratio(config.lr_step), min(grid.step, ratio(config.lr_step))
+    half = step / 2 if grid.step > step else 0  # below the file's step only LR centres are read
+    west, east, south, north = map(ratio, config.region)
+
+    def fit(low, high, first, last):
+        count = min(max(1, round((high - low) / step)), int((last - first) / step))
+        start = first + max(0, min(round((low - first) / unit), int((last - first - count * step) / unit))) * unit
+        return start + half, start + count * step - half
+
+    return format_region((*fit(west, east, grid.west, grid.east), *fit(south, north, grid.south, grid.north)))
+
+
+# ---------------------------------------------------------------- the one reader
+
+
+def read_field(path, units=None):
+    """Read one input file in canonical form.
+
+    Args: path: NetCDF file. units: what its values are in (a key of UNITS); None: its attribute, or the values where
+        they leave no doubt.
+    Returns: DataArray `tp` (lat, lon), float32, mm per accumulation, lat descending, lon ascending in [-180, 180),
+        NaN = missing; scalar coordinates `time` and, for forecasts, `forecast_reference_time`; attribute `source`.
+    Raises: DataError: names the file, what was found, what was expected and what to do.
+    """
+    with _open(path) as dataset:
+        return canonical(_pick(dataset, path), path, units, dataset)
+
+
+def canonical(field, path=None, units=None, dataset=None, undecided=None):
+    """One DataArray in canonical form (see read_field).
+
+    Args: path: gives the date where there is no time coordinate. dataset: holds time bounds. undecided: the units to
+        take where neither `units` nor an attribute says; None: from the values, where they leave no doubt.
+    """
+    name = str(path) if path else "the field"
+    try:
+        time, reference = field_times(field, path)
+        tp = _lay_out(field)
+        units = units or _unit_name(field.attrs.get("units")) or undecided or decide_units([_summary(tp.values)])
+        tp.values = _to_mm(tp.values, units, dataset, path)
+        grid = grid_of(tp)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+    tp = tp.assign_coords(lat=grid.lat, lon=grid.lon).astype("float32")
+    coords = {"time": time, "forecast_reference_time": reference}
+    tp = tp.assign_coords({key: np.datetime64(value, "ns") for key, value in coords.items() if value is not None})
+    tp.attrs = {"units": "mm", "units_in_file": units, "source": Path(path).name if path else "memory"}
+    if dataset is not None and "archive" in dataset.attrs:
+        tp.attrs["archive"] = str(dataset.attrs["archive"])
+    return tp
+
+
+def _open(path):
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file; run 1create_data_lists.py again if the archive has moved")
+    if not path.is_file():
+        raise DataError(f"{path}: a folder, expected a NetCDF file")
+    try:
+        return xr.open_dataset(path, decode_times=False, cache=False)
+    except Exception as error:  # every backend raises its own kinds for a damaged file
+        raise DataError(
+            f"{path}: cannot be read as NetCDF ({str(error).splitlines()[0][:120]}); is it complete? try ncdump -h"
+        ) from None
+
+
+def _axis(field, names, standard, direction):
+    """The dimension of `field` that is latitude (or longitude), by name or by CF attributes."""
+    for dim in field.dims:
+        attrs = field[dim].attrs if dim in field.coords else {}
+        if (
+            dim.lower() in names
+            or attrs.get("standard_name") == standard
+            or attrs.get("axis") == direction
+            or str(attrs.get("units", "")).lower()
+            in (f"degrees_{d}" for d in (("north", "n") if direction == "Y" else ("east", "e")))
+        ):
+            return dim
+    return None
+
+
+def _axes(field):
+    return _axis(field, LAT_NAMES, "latitude", "Y"), _axis(field, LON_NAMES, "longitude", "X")
+
+
+def _pick(dataset, path):
+    """The precipitation variable: one of RAIN_NAMES, or the only field on (lat, lon)."""
+    named = [name for name in dataset.data_vars if name.lower() in RAIN_NAMES]
+    fields = [name for name, var in dataset.data_vars.items() if None not in _axes(var) and var.dtype.kind in "fiu"]
+    found = named or fields
+    if len(found) == 1:
+        return dataset[found[0]]
+    there = (
+        ", ".join(f"{name}{tuple(var.dims)}" for name, var in dataset.data_vars.items())
+        or "no variable (groups are not read)"
+    )
+    raise DataError(
+        f"{path}: {'several' if found else 'no'} precipitation fields: found {there}; expected one of {', '.join(RAIN_NAMES)}, "
+        "or a single variable on (lat, lon); rename it, for example with ncrename or cdo -setname,tp"
+    )
+
+
+def _lay_out(field):
+    """(lat, lon) float64, north first, lon in [-180, 180)."""
+    lat, lon = _axes(field)
+    if lat is None or lon is None or lat not in field.coords or lon not in field.coords:
+        raise DataError(
+            f"{field.name or 'field'} has dimensions {tuple(field.dims)}; expected latitude and longitude with coordinates"
+        )
+    extra = {dim: size for dim, size in field.sizes.items() if dim not in (lat, lon)}
+    if any(size != 1 for size in extra.values()):
+        raise DataError(
+            f"{field.name or 'field'} has {extra}; expected one field a file: split it, for example with cdo splitsel,1"
+        )
+    field = field.isel(dict.fromkeys(extra, 0)).transpose(lat, lon)
+    lats, lons = (np.asarray(field[dim].values, "float64") for dim in (lat, lon))
+    for name, nodes, limit in (("latitude", lats, 90), ("longitude", lons, 360)):
+        if not np.isfinite(nodes).all() or np.abs(nodes).max(initial=0) > limit + 1e-4:
+            raise DataError(f"{name} holds values that are no {name}s (limit {limit}); expected degrees")
+    values = np.asarray(field.values, "float64")
+    lons = np.where(lons >= 180 - 1e-6, lons - 360, lons)
+    rows, cols = np.argsort(-lats, kind="stable"), np.argsort(lons, kind="stable")
+    values, lats, lons = values[rows][:, cols], lats[rows], lons[cols]
+    if len(lons) > 1 and lons[1] - lons[0] < 1e-6 and np.array_equal(values[:, 0], values[:, 1], equal_nan=True):
+        values, lons = values[:, 1:], lons[1:]  # a global file that holds its seam twice
+    for name, nodes, order in (("latitude", lats, rows), ("longitude", lons, cols)):
+        if len(np.unique(nodes)) < len(nodes):
+            raise DataError(f"{name} holds the same value twice; expected each node once")
+        jumps = np.count_nonzero(np.abs(np.diff(order)) != 1)
+        if jumps > (name == "longitude"):  # one jump in longitude is a roll from 0..360
+            raise DataError(f"{name} is neither ascending nor descending; expected ordered nodes")
+    return xr.DataArray(values, coords={"lat": lats, "lon": lons}, dims=("lat", "lon"), name="tp")
+
+
+def field_times(field, path=None):
+    """(valid time, forecast reference time or None), from a decodable time coordinate, else the file's name.
+
+    Raises: DataError: neither gives a date.
+    """
+    reference = _decode(field, "forecast_reference_time")
+    time = _decode(field, "valid_time") or _decode(field, "time")
+    named = name_times(Path(path).stem) if path else None
+    if time is None and named is None and path:
+        raise DataError(
+            "no decodable time coordinate, and the name is not a date; expected a name like 1950_08_01.nc (a day), "
+            "2023_08_11_18_08_12_china.nc (issued, valid) or 2019_06_10_0024.nc"
+        )
+    return (time, reference) if time is not None else named or (None, None)
+
+
+def name_times(stem):
+    """Times in a file name: (valid, reference or None), or None. `2023_12_31_18_01_01_x` is valid in the next year."""
+    parts = re.match(
+        r"(\d{4})[_-](\d\d)[_-](\d\d)(?:[_-](\d\d)[_-](\d\d)[_-](\d\d)(?!\d)|[_-](\d\d)(\d\d)(?!\d))?(?!\d)", stem
+    )
+    parts = parts or re.fullmatch(r"(\d{4})(\d\d)(\d\d)()()()()()", stem)
+    if not parts:
+        return None
+    year, month, day, hour, valid_month, valid_day, clock_hour, clock_minute = parts.groups()
+    try:
+        issued = np.datetime64(f"{year}-{month}-{day}T{hour or clock_hour or '00'}:{clock_minute or '00'}", "ns")
+        if not valid_month:
+            return issued, None
+        valid = np.datetime64(f"{int(year) + (valid_month < month)}-{valid_month}-{valid_day}", "ns")
+    except ValueError:
+        return None
+    return valid, issued
+
+
+def _decode(field, name):
+    """A coordinate of one CF-encoded (or already decoded) time as datetime64, or None."""
+    if name not in field.coords or field[name].size != 1:
+        return None
+    coordinate, value = field[name], field[name].values.reshape(-1)[0]
+    if np.issubdtype(coordinate.dtype, np.datetime64):
+        return value if not np.isnat(value) else None
+    units, calendar = str(coordinate.attrs.get("units", "")), str(coordinate.attrs.get("calendar", "standard"))
+    if isinstance(value, cftime.datetime):
+        date, calendar = value, value.calendar
+    elif " since " in units:
+        try:
+            date = cftime.num2date(float(value), units, calendar)
+        except (ValueError, OverflowError):
+            raise DataError(f"{name} {value} in {units!r} (calendar {calendar}) is no date") from None
+    else:
+        return None
+    try:  # model calendars keep their date; 30 February has none
+        return np.datetime64(date.isoformat()[:19], "ns")
+    except ValueError:
+        raise DataError(
+            f"{name} {date.isoformat()} of calendar {calendar} is no day of the Gregorian calendar"
+        ) from None
+
+
+# ---------------------------------------------------------------- units and values
+
+
+def _unit_name(text):
+    """A units attribute as a key of UNITS; None where there is none.
+
+    Raises: DataError: an attribute that is not understood.
+    """
+    if text is None or not str(text).strip():
+        return None
+    words = re.sub(r"\*\*|\^", "", re.sub(r"\s+", " ", str(text).strip()))
+    words = words.replace("kg/m2/s", "kg m-2 s-1").replace("kg/m2", "kg m-2").replace("kg m-2/s", "kg m-2 s-1")
+    words = re.sub(r"\s*of water( equivalent)?$", "", re.sub(r"/\s*(s|h|hr|hour|d|day)$", r" \1-1", words))
+    words = re.sub(r"(millimet(er|re)s?)", "mm", re.sub(r"(centimet(er|re)s?)", "cm", words))
+    words = re.sub(r"\bmet(er|re)s?\b", "m", words)
+    words = re.sub(r"(?:h|hr|hour)-1$", "h-1", re.sub(r"(?:d|day)-1$", "day-1", words))
+    if words not in UNITS:
+        raise DataError(f"units {text!r} are not understood; expected one of {', '.join(UNITS)}; override with --units")
+    return words
+
+
+def _summary(values):
+    """(maximum, sum, count, minimum) of the valid values, what the units of a folder are decided from."""
+    valid = values[np.isfinite(values)]
+    return float(valid.max(initial=0)), float(valid.sum()), int(valid.size), float(valid.min(initial=0))
+
+
+def decide_units(summaries):
+    """Units of files that carry none, from the values of all of them, where those are certain.
+
+    A daily total in metres stays below 2 (2,000 mm); days in millimetres of any wet place pass it.
+
+    Args: summaries: _summary of each file.
+    Raises: DataError: the values could be either.
+    """
+    maximum, total, count = max(s[0] for s in summaries), sum(s[1] for s in summaries), sum(s[2] for s in summaries)
+    if maximum >= MAX_DAILY / 1000:
+        return "mm"
+    if len(summaries) > 1 and maximum >= 0.005 and total / max(count, 1) < 0.1:
+        return "m"
+    raise DataError(
+        f"no units attribute, and {len(summaries)} file(s) with a maximum of {maximum:g} could be in metres or in millimetres; "
+        "say which with --units m or --units mm"
+    )
+
+
+def _to_mm(values, units, dataset, path):
+    """Values in mm, checked: packing noise becomes 0, NaN stays missing.
+
+    Raises: DataError: a cell that is infinite, more negative than packing noise or above MAX_DAILY.
+    """
+    if units == AS_STORED:
+        mm, bad = values, np.isinf(values)
+    else:
+        mm = values * (AMOUNTS[units] if units in AMOUNTS else RATES[units] * _period(units, dataset, path))
+        with np.errstate(invalid="ignore"):
+            bad = np.isinf(mm) | (mm < PACKING_NOISE) | (mm > MAX_DAILY)
+    if bad.any():
+        row, col = np.argwhere(bad)[0]
+        raise DataError(
+            f"row {row} from the north, column {col} from the west holds {values[row, col]:g} {units} ({bad.sum()} such cell(s)); "
+            f"expected 0 to {MAX_DAILY:g} mm, NaN for missing; wrong units? override with --units"
+        )
+    if not np.isfinite(mm).any():
+        raise DataError("every value is missing; expected a field of rain")
+    return mm if units == AS_STORED else np.where(mm < 0, 0.0, mm)
+
+
+def _period(units, dataset, path):
+    """Seconds that a rate stands for: its time bounds, else one day where the name says a day."""
+    for name in ("time_bnds", "time_bounds"):
+        if dataset is not None and name in dataset and "since" in str(dataset["time"].attrs.get("units", "")):
+            unit = str(dataset["time"].attrs["units"]).split()[0].rstrip("s")
+            seconds = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}.get(unit)
+            if seconds:
+                return float(np.ptp(dataset[name].values)) * seconds
+    times = name_times(Path(path).stem) if path else None
+    if units == "mm day-1" or (times and times[0] == times[0].astype("datetime64[D]")):
+        return 86400.0
+    raise DataError(
+        f"units {units} are a rate and the file does not say over which period; add time bounds, or give amounts"
+    )
+
+
+def inspect_files(paths, units="auto"):
+    """Open every file once through the reader and decide the units of the folder.
+
+    Args: paths: list of files. units: `auto` or a key of UNITS.
+    Returns: (records, faults): records of plain values (path, size, mtime_ns, time, forecast_reference_time, units,
+        units_from, step, rows, cols, archive) of the good files in date order; faults: messages of the bad ones.
+    """
+    records, faults = [], []
+    for path in utils.progress(paths, "reading"):
+        try:
+            records.append(_inspect(path, None if units == "auto" else units))
+        except DataError as error:
+            faults.append(str(error))
+    bare = [record for record in records if record["units"] == AS_STORED]
+    try:
+        decided = decide_units([record["summary"] for record in bare]) if bare else None
+    except DataError as error:
+        return [], [*faults, f"{Path(bare[0]['path']).parent}: {error}"]
+    for record in bare:
+        record.update(units=decided, units_from="values")
+        high, low = record["summary"][0] * AMOUNTS[decided], record["summary"][3] * AMOUNTS[decided]
+        if low < PACKING_NOISE or high > MAX_DAILY:
+            faults.append(
+                f"{record['path']}: values from {low:g} to {high:g} mm (read as {decided}); expected 0 to {MAX_DAILY:g} mm, "
+                "NaN for missing; wrong units? override with --units"
+            )
+            records.remove(record)
+    records = [{key: value for key, value in record.items() if key != "summary"} for record in records]
+    return sorted(records, key=lambda r: (r["time"], r["forecast_reference_time"] or "", r["path"])), faults
+
+
+def _inspect(path, units):
+    """The record of one file; its units are AS_STORED where nothing says."""
+    with _open(path) as dataset:
+        tp = canonical(_pick(dataset, path), path, units, dataset, undecided=AS_STORED)
+    stat, grid, reference = Path(path).stat(), grid_of(tp), tp.coords.get("forecast_reference_time")
+    return {
+        "path": Path(path).as_posix(),
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "time": str(tp.time.values)[:16],
+        "forecast_reference_time": None if reference is None else str(reference.values)[:16],
+        "units": tp.attrs["units_in_file"],
+        "units_from": "--units" if units else "attribute",
+        "step": float(grid.step),
+        "rows": grid.rows,
+        "cols": grid.cols,
+        "archive": tp.attrs.get("archive", ""),
+        "summary": _summary(tp.values),
+    }
+
+
+# ---------------------------------------------------------------- pairs
+
+
+def block_mean(field, factor):
+    """Mean of the valid pixels of factor x factor blocks; missing where fewer than half are valid.
+
+    Args: field (..., H, W), mm, NaN = missing; factor divides H and W.
+    Returns: (..., H / factor, W / factor), mm, in the precision of `field`.
+    Raises: ValueError: a side is not a multiple of factor.
+    """
+    *lead, h, w = field.shape
+    if h % factor or w % factor:
+        raise ValueError(f"block_mean: field is {h} x {w}, not a multiple of {factor}")
+    blocks = field.reshape(*lead, h // factor, factor, w // factor, factor)
+    mean = blocks.mean((-3, -1), dtype="float64")
+    if np.isnan(mean).any():
+        share = np.isfinite(blocks).mean((-3, -1))
+        total = np.nansum(blocks, (-3, -1), dtype="float64") / factor**2
+        mean = np.where(share >= 0.5, total / np.maximum(share, 1e-9), np.nan)
+    return mean.astype(np.result_type(field, "float32"))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How files on one grid become pairs. `kind` is what the file is: `lr`, `hr`, or `coarser` than LR.
+
+    `hr` is the grid of every output: the LR cells refined, or with region `all` the whole file, where pixels of an
+    incomplete LR cell at the south and east edges are missing.
+    """
+
+    source: Grid
+    lr: Grid
+    hr: Grid
+    kind: str
+    words: str
+    config: DataConfig
+
+    @property
+    def origin(self):
+        """(row, column) of the first LR cell, counted from the pole and from 180 W: the same cell whatever the region."""
+        return int((90 - self.lr.north) / self.lr.step), int((self.lr.west + 180) / self.lr.step)
+
+    @property
+    def core(self):
+        """The HR cells under LR cells."""
+        return self.lr.refine(self.config.scale)
+
+
+@lru_cache(maxsize=64)
+def plan_pairs(grid, config):
+    """The Plan of a file's grid under the step rule.
+
+    Raises: DataError: the file's step is neither lr_step nor hr_step (nor coarser, with `interpolate`), or the region
+        does not fit.
+    """
+    kind = {ratio(config.lr_step): "lr", ratio(config.hr_step): "hr"}.get(grid.step)
+    if kind is None and grid.step > ratio(config.lr_step) and config.target == "interpolate":
+        kind = "coarser"
+    if kind is None:
+        raise DataError(
+            f"the file's step is {float(grid.step):g} degree; target {config.target} with --lr-step {config.lr_step:g} --hr-step "
+            f"{config.hr_step:g} takes files at one of these two steps"
+            + (" or coarser" if config.target == "interpolate" else "")
+            + "; a model for such files: python 2train.py "
+            f"--target {config.target} --lr-step {float(grid.step):g} --hr-step {config.hr_step:g}"
+        )
+    lr, words = resolve_region(grid, config)
+    hr = lr.refine(config.scale)
+    if config.region == "all":
+        hr = grid.coarsen(ratio(config.hr_step))
+    return Plan(grid, lr, hr, kind, words, config)
+
+
+@lru_cache(maxsize=64)
+def _weights(north, step, count, out_north, out_step, out_count):
+    """Linear interpolation along one axis, from cell centres to cell centres, the last value held beyond the edge.
+
+    Returns: (first, last, matrix): rows first..last of the source and float32 weights (out_count, last - first).
+    """
+    at = np.array(
+        [
+            (north - out_north) / step + (k + Fraction(1, 2)) * out_step / step - Fraction(1, 2)
+            for k in range(out_count)
+        ],
+        "float64",
+    )
+    at = np.clip(at, 0, count - 1)
+    low = np.minimum(np.floor(at).astype(int), count - 2)
+    first, last = int(low.min()), int(low.max()) + 2
+    matrix = np.zeros((out_count, last - first), "float32")
+    rows = np.arange(out_count)
+    matrix[rows, low - first] = 1 - (at - low)
+    matrix[rows, low - first + 1] += at - low
+    return first, last, matrix
+
+
+def interpolate(field, source, out):
+    """Bilinear interpolation between cell centres; a pixel is missing where the cell that holds it is.
+
+    Args: field (h, w) on grid `source`. out: Grid inside it.
+    Returns: (H, W) float32 on `out`.
+    """
+    top, bottom, down = _weights(source.north, source.step, source.rows, out.north, out.step, out.rows)
+    left, right, across = _weights(-source.west, source.step, source.cols, -out.west, out.step, out.cols)
+    part = np.asarray(field[top:bottom, left:right], "float32")
+    valid = np.isfinite(part)
+    if valid.all():
+        return (down @ part) @ across.T
+    share = (down @ valid.astype("float32")) @ across.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = (down @ np.where(valid, part, 0)) @ across.T / share
+    own = valid[down.argmax(1)][:, across.argmax(1)]
+    return np.where(own, mean, np.nan).astype("float32")
+
+
+def lr_of(field, plan):
+    """LR (h, w), mm: the file's own nodes, or the block mean of HR where the file is finer or coarser than LR."""
+    if plan.kind == "lr":
+        return np.array(field[plan.source.window(plan.lr)], "float32")
+    if plan.kind == "hr":
+        return block_mean(field[plan.source.window(plan.core)], plan.config.scale)
+    return block_mean(interpolate(field, plan.source, plan.core), plan.config.scale)
+
+
+def hr_of(field, plan):
+    """HR (H, W), mm, on plan.hr: the file itself where it is HR, its interpolation with `interpolate`, else None."""
+    if plan.kind == "hr":
+        return np.array(field[plan.source.window(plan.hr)], "float32")
+    return interpolate(field, plan.source, plan.hr) if plan.config.target == "interpolate" else None
+
+
+def make_pair(tp, config):
+    """(lr, hr) DataArrays of one canonical field. Raises DataError where the settings give it no HR."""
+    plan = _guarded(tp.attrs["source"], plan_pairs, grid_of(tp), config)
+    hr = hr_of(tp.values, plan)
+    if hr is None:
+        raise DataError(
+            f"{tp.attrs['source']}: holds {float(plan.source.step):g} degree cells, so there is no truth for target {config.target}; "
+            "use target interpolate, or files at the HR step"
+        )
+    return label(lr_of(tp.values, plan), plan.lr, tp, config), label(hr, plan.hr, tp, config)
+
+
+def label(values, grid, like, config=None):
+    """`values` on `grid` as a DataArray `tp` with the times and the source of `like`."""
+    times = {name: like.coords[name] for name in ("time", "forecast_reference_time") if name in like.coords}
+    attrs = {key: like.attrs[key] for key in ("units", "source", "archive") if key in like.attrs}
+    if config:
+        attrs.update(target=config.target, scale=config.scale)
+    return xr.DataArray(values, {"lat": grid.lat, "lon": grid.lon, **times}, ("lat", "lon"), "tp", attrs)
+
+
+def grid_of(tp):
+    """The Grid of a canonical field."""
+    return Grid.from_centres(tp.lat.values, tp.lon.values)
+
+
+def _guarded(name, function, *args):
+    """function(*args), its DataError led by the file's name."""
+    try:
+        return function(*args)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+
+
+class PreTransforms:
+    """The pair of one DataArray, as the dataset gives it: `lr_pre, hr_pre = PreTransforms(split="train")(pre)`.
+
+    Args: split: train, eval or obj. settings: fields of DataConfig that differ from the split's.
+    """
+
+    def __init__(self, split, **settings):
+        self.config = DataConfig.for_split(split, **settings)
+
+    def __call__(self, pre):
+        units = None if self.config.units == "auto" else self.config.units
+        return make_pair(canonical(pre, pre.encoding.get("source"), units), self.config)
+
+
+# ---------------------------------------------------------------- lists of files
+
+
+class Archive:
+    """The fields of a list, decoded once into one memory-mapped float32 file.
+
+    The file's name is a digest of what it was made from (path, size, modification time, units), so a changed file
+    makes a new cache; it is written beside and renamed, so several processes may build it at once.
+
+    Args: paths: list of files. units: {path: units} of PreInfo.json. folder: where the cache lives.
+    """
+
+    def __init__(self, paths, units, folder, name):
+        self.paths = list(paths)
+        units = _units_for(self.paths, units)
+        key = json.dumps(
+            [
+                READER_VERSION,
+                [[p, os.stat(p).st_size, os.stat(p).st_mtime_ns, units[p]] for p in map(_existing, self.paths)],
+            ]
+        )
+        stem = Path(folder) / "cache" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        self.index, self.data = _load_cache(stem) or self._build(stem, units)
+
+    def _build(self, stem, units):
+        index, blocks, offset = [], [], 0
+        for path in utils.progress(self.paths, f"decoding into {stem.parent}"):
+            tp = read_field(path, units[path])
+            index.append(
+                {
+                    "offset": offset,
+                    "grid": [str(v) for v in vars(grid_of(tp)).values()],
+                    "attrs": tp.attrs,
+                    "times": {
+                        k: str(tp.coords[k].values) for k in ("time", "forecast_reference_time") if k in tp.coords
+                    },
+                }
+            )
+            blocks.append(tp.values.ravel())
+            offset += tp.size
+        data = np.concatenate(blocks)
+        try:
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            for old in stem.parent.glob(f"{stem.name.split('-')[0]}-*"):
+                old.unlink(missing_ok=True)
+            with utils.whole_file(stem.with_suffix(".npy")) as part:
+                np.save(part.open("wb"), data)
+            utils.write_json(stem.with_suffix(".json"), index)
+        except OSError as error:
+            utils.log(f"no cache kept in {stem.parent}: {error}; the files are decoded again next time")
+        return index, data
+
+    def __len__(self):
+        return len(self.paths)
+
+    @cached_property
+    def grids(self):
+        """One Grid a file."""
+        return [Grid(*map(Fraction, r["grid"][:3]), *map(int, r["grid"][3:])) for r in self.index]
+
+    def values(self, i):
+        """(H, W) float32, mm, a view on the cache."""
+        grid, start = self.grids[i], self.index[i]["offset"]
+        return self.data[start : start + grid.rows * grid.cols].reshape(grid.shape)
+
+    def field(self, i):
+        """File i as a canonical DataArray."""
+        record, grid = self.index[i], self.grids[i]
+        times = {name: np.datetime64(value, "ns") for name, value in record["times"].items()}
+        return xr.DataArray(
+            self.values(i), {"lat": grid.lat, "lon": grid.lon, **times}, ("lat", "lon"), "tp", record["attrs"]
+        )
+
+
+def _existing(path):
+    if not os.path.isfile(path):
+        raise DataError(
+            f"{path}: is in the list but not on disk; run 1create_data_lists.py again, from the folder the list was made in"
+        )
+    return path
+
+
+def _load_cache(stem):
+    """(index, memory map) of a complete cache, else None."""
+    try:
+        index = json.loads(stem.with_suffix(".json").read_text())
+        return index, np.load(stem.with_suffix(".npy"), mmap_mode="r")
+    except (OSError, ValueError):
+        return None
+
+
+def _units_for(paths, known):
+    """{path: units}: as stage 1 found them, else decided here from all files."""
+    if isinstance(known, str):
+        return dict.fromkeys(paths, known)
+    if all(path in known for path in paths):
+        return known
+    records, faults = inspect_files(paths)
+    if faults:
+        raise DataError(faults[0])
+    return {record["path"]: record["units"] for record in records}
+
+
+def open_list(data_folder, split, part="lr", units="auto"):
+    """The Archive of one list of stage 1; part `hr` is the truth of paired entries, None where the list has none."""
+    entries, info = utils.read_list(data_folder, split), utils.read_info(data_folder)
+    paths = [entry[part] if isinstance(entry, dict) else entry if part == "lr" else None for entry in entries]
+    if None in paths:
+        return None
+    known = {r["path"]: r["units"] for records in info.get("files", {}).values() for r in records if r["units"]}
+    return Archive(
+        [Path(p).as_posix() for p in paths], known if units == "auto" else units, data_folder, f"{split}_{part}"
+    )
+
+
+def checkpoint_config(state, region=None, units="auto"):
+    """The DataConfig that a checkpoint was trained with, over another region where one is given."""
+    config = DataConfig(**state["data_config"])
+    return replace(config, region=config.region if region is None else region, units=units)
+
+
+def file_rank(data_folder, split, state, region=None):
+    """How well a checkpoint fits a list: 0 where its files are LR, 1 where they are HR, 2 where they are coarser; the
+    default target before others. Raises DataError where the step rule or the region refuses it."""
+    config = checkpoint_config(state, region)
+    kinds = {field.plan.kind for field in read_lr(data_folder, split, config, state)}
+    return max(("lr", "hr", "coarser").index(kind) for kind in kinds), TARGETS.index(config.target)
+
+
+def read_lr(data_folder, split, config, state=None):
+    """The LR fields of a list, as LRField objects, and nothing else: HR ends here.
+
+    Args: state: the checkpoint, where its generator may be tied to one region.
+    Raises: DataError: a file that the step rule or the region refuses, before the first is made.
+    """
+    archive = open_list(data_folder, split, units=config.units)
+    plans = [_guarded(path, plan_pairs, grid, config) for path, grid in zip(archive.paths, archive.grids, strict=True)]
+    tied = (state or {}).get("region_cells")
+    for path, plan in zip(archive.paths, plans, strict=True):
+        if tied and cells_of(plan.lr) != list(tied):
+            raise DataError(
+                f"{path}: the generator is tied to the region it was trained on ({tied[2]} x {tied[3]} cells from {tied[0]} N, "
+                f"{tied[1]} E), not to {plan.lr.extent}; leave --region out, or train without position channels"
+            )
+    return [LRField(archive, i, plan) for i, plan in enumerate(plans)]
+
+
+def cells_of(grid):
+    """A grid in plain values, as a checkpoint that is tied to one region keeps it."""
+    return [str(grid.north), str(grid.west), grid.rows, grid.cols]
+
+
+class LRField:
+    """One LR field of a list, decoded when it is asked for: index, plan, values() -> DataArray."""
+
+    def __init__(self, archive, index, plan):
+        self.archive, self.index, self.plan = archive, index, plan
+
+    @property
+    def identity(self):
+        """What the field is made from, in words: file, its size and date, and the LR cells taken."""
+        stat = os.stat(self.archive.paths[self.index])
+        return f"{Path(self.archive.paths[self.index]).name} {stat.st_size} {stat.st_mtime_ns} {self.plan.lr} {self.plan.hr}"
+
+    def values(self):
+        return label(lr_of(self.archive.values(self.index), self.plan), self.plan.lr, self.archive.field(self.index))
+
+
+class SRDataset(torch.utils.data.Dataset):
+    """Pairs of one list of stage 1.
+
+    Args: data_folder: where the lists are. split: train, eval or obj. dataarray: give DataArrays instead of arrays.
+        settings: fields of DataConfig that differ from the split's (target, region, lr_step, hr_step, units).
+    Item: (lr (h, w), hr (H, W)), float32, mm, north first, NaN = missing.
+    """
+
+    def __init__(self, data_folder, split, dataarray=False, **settings):
+        self.config, self.dataarray, self.split = DataConfig.for_split(split, **settings), dataarray, split
+        self.files = open_list(data_folder, split, units=self.config.units)
+        self.truth = open_list(data_folder, split, "hr", self.config.units)
+        if self.config.target == "paired" and self.truth is None:
+            raise DataError(
+                f"{data_folder}: the {split} list holds no pairs; give stage 1 --{split}-folders and --{split}-hr-folders"
+            )
+        self.plans = [
+            _guarded(p, plan_pairs, g, self.config) for p, g in zip(self.files.paths, self.files.grids, strict=True)
+        ]
+
+    def __len__(self):
+        return len(self.files)
+
+    def hr(self, i, box=None):
+        """HR of file i on plan.hr, or on the Grid `box` inside it; float32 (H, W)."""
+        plan, box = self.plans[i], box or self.plans[i].hr
+        if self.truth is not None:
+            grid = self.truth.grids[i]
+            return np.array(self.truth.values(i)[_guarded(self.truth.paths[i], grid.window, box)], "float32")
+        if plan.kind == "hr":
+            return np.array(self.files.values(i)[plan.source.window(box)], "float32")
+        if self.config.target != "interpolate":
+            raise DataError(
+                f"{self.files.paths[i]}: holds {float(plan.source.step):g} degree cells, so there is no truth for target "
+                f"{self.config.target}; use files at {self.config.hr_step:g} degree, or target interpolate"
+            )
+        return interpolate(self.files.values(i), plan.source, box)
+
+    def lr(self, i, box):
+        """LR of file i under the HR cells `box`: the file's own, which in pairs is not the block mean of HR."""
+        plan = self.plans[i]
+        cells = Grid(box.north, box.west, plan.lr.step, box.rows // self.config.scale, box.cols // self.config.scale)
+        return lr_of(self.files.values(i), replace(plan, lr=cells))
+
+    def hr_look(self, i, box):
+        """A cheap look at HR over `box`, enough to see how wet it is and whether pixels are missing."""
+        plan = self.plans[i]
+        if self.truth is not None:
+            return self.truth.values(i)[self.truth.grids[i].window(box)][::8, ::8]
+        values = self.files.values(i)
+        return values[plan.source.window(box)][::8, ::8] if plan.kind == "hr" else lr_of(values, plan)
+
+    def __getitem__(self, i):
+        plan = self.plans[i]
+        lr, hr = lr_of(self.files.values(i), plan), self.hr(i)
+        if not self.dataarray:
+            return lr, hr
+        like = self.files.field(i)
+        return label(lr, plan.lr, like, self.config), label(hr, plan.hr, like, self.config)
+
+
+# ---------------------------------------------------------------- training windows
+
+
+class Windows:
+    """Random training windows of a dataset: LR is the block mean of HR, no pixel is missing.
+
+    The trunk of the network sees a whole window of LR cells; HR is given for a crop of it, so a step holds many
+    independent pieces of rain. Every draw depends on (seed, step, sample) alone: a resumed run, and any number of
+    processes, see the same windows. Places are drawn among `CANDIDATES` random ones in proportion to the wet share of
+    their crop. Held out for validation (`part="valid"`): the last days of a long list, else the easternmost columns.
+
+    Args: dataset: SRDataset. sides: (smallest, largest) side of a window in LR cells, rows and columns drawn each step;
+        None: the whole region. crop: side of the crop in LR cells, 0 for the whole window. valid_share: share held
+        out. wet: choose wet places. turn: turn and flip. amounts: largest factor on the amounts (1: none).
+    """
+
+    CANDIDATES, WET, LONG_LIST = 24, 0.02, 20
+
+    def __init__(
+        self, dataset, *, sides=None, crop=0, part="train", valid_share=0.1, wet=True, turn=True, amounts=1.0, seed=0
+    ):
+        self.dataset, self.sides, self.crop, self.part, self.wet = dataset, sides, crop, part, wet
+        self.turn, self.amounts, self.seed, self.scale = turn, amounts, seed, dataset.config.scale
+        count = len(dataset)
+        by_time = count >= self.LONG_LIST
+        held = max(1, round(count * valid_share)) if valid_share and by_time else 0
+        self.files = range(count - held, count) if held and part == "valid" else range(count - held)
+        self.strip = valid_share if not by_time and sides is not None else 0.0
+        self.smallest = tuple(min(getattr(p.lr, side) for p in dataset.plans) for side in ("rows", "cols"))
+
+    def batch(self, step, size, first=0, count=None):
+        """Samples first .. first + count of the `size` samples of a step.
+
+        Returns: dict of lr (n, 1, h, w), hr (n, 1, H, W), mm, float32; box (r0, r1, c0, c1), the crop in LR cells that
+            hr covers; source, the files' names.
+        """
+        rng = np.random.default_rng([self.seed, step, self.part == "valid"])
+        h, w = (
+            self.smallest
+            if self.sides is None
+            else (int(min(rng.integers(self.sides[0], self.sides[1] + 1), n)) for n in self.smallest)
+        )
+        ch, cw = (min(self.crop or n, n) for n in (h, w))
+        r0, c0 = int(rng.integers(h - ch + 1)), int(rng.integers(w - cw + 1))
+        box = (r0, r0 + ch, c0, c0 + cw)
+        drawn = [self._draw(step, k, (h, w), box) for k in range(first, first + (size if count is None else count))]
+        lr, hr = (np.stack([pair[k] for pair in drawn])[:, None] for k in (0, 1))
+        if self.turn:
+            lr, hr, box = _turned(lr, hr, box, rng)
+        return {"lr": lr, "hr": hr, "box": box, "source": [pair[2] for pair in drawn]}
+
+    def _draw(self, step, sample, shape, box):
+        """(lr, hr of the crop, file name) of one sample."""
+        rng = np.random.default_rng([self.seed, step, self.part == "valid", sample])
+        for _ in range(100):
+            places = [self._place(rng, shape) for _ in range(self.CANDIDATES)]
+            looks = [self.dataset.hr_look(i, self._crop(grid, box)) for i, grid in places]
+            weights = np.array(
+                [0 if np.isnan(look).any() else (look > self.WET).mean() * self.wet + 0.01 for look in looks]
+            )
+            if weights.sum() == 0:
+                continue
+            i, grid = places[rng.choice(len(places), p=weights / weights.sum())]
+            window, s = self.dataset.hr(i, grid), self.scale
+            lr = block_mean(window, s) if self.dataset.truth is None else self.dataset.lr(i, grid)
+            if np.isfinite(window).all() and np.isfinite(lr).all():
+                factor = np.float32(self.amounts ** rng.uniform(-1, 1))
+                crop = window[box[0] * s : box[1] * s, box[2] * s : box[3] * s]
+                return lr * factor, crop * factor, Path(self.dataset.files.paths[i]).name
+        raise DataError(
+            f"no window of {shape[0]} x {shape[1]} LR cells without missing pixels in the {self.dataset.split} list; "
+            "expected larger gap-free areas, or smaller windows (--window)"
+        )
+
+    def _crop(self, grid, box):
+        r0, r1, c0, c1 = (n * self.scale for n in box)
+        return Grid(grid.north - r0 * grid.step, grid.west + c0 * grid.step, grid.step, r1 - r0, c1 - c0)
+
+    def _place(self, rng, shape):
+        """A random file and a window of LR cells in it, at any pixel where HR is real."""
+        i = int(rng.choice(self.files))
+        core, unit = self.dataset.plans[i].core, 1 if self.dataset.plans[i].kind == "hr" else self.scale
+        rows, cols = (n * self.scale for n in shape)
+        first, last = 0, core.cols - cols
+        edge = int(core.cols * (1 - self.strip))
+        if self.strip:
+            first, last = (min(edge, last), last) if self.part == "valid" else (0, max(0, min(last, edge - cols)))
+        row, col = (
+            rng.integers((core.rows - rows) // unit + 1) * unit,
+            first + rng.integers((last - first) // unit + 1) * unit,
+        )
+        return i, Grid(core.north - int(row) * core.step, core.west + int(col) * core.step, core.step, rows, cols)
+
+
+def _turned(lr, hr, box, rng):
+    """A batch turned and flipped at random, its box with it: rain has no preferred direction at these scales."""
+    r0, r1, c0, c1 = box
+    h, w = lr.shape[-2:]
+    if rng.random() < 0.5:
+        lr, hr, (c0, c1) = lr[..., ::-1], hr[..., ::-1], (w - c1, w - c0)
+    if rng.random() < 0.5:
+        lr, hr, (r0, r1) = lr[..., ::-1, :], hr[..., ::-1, :], (h - r1, h - r0)
+    if rng.random() < 0.5:
+        lr, hr, (r0, r1, c0, c1) = lr.swapaxes(-1, -2), hr.swapaxes(-1, -2), (c0, c1, r0, r1)
+    return np.ascontiguousarray(lr), np.ascontiguousarray(hr), (r0, r1, c0, c1)

@@ -1,0 +1,787 @@
+"""Networks, losses and sampling of the downscaling: tensors in, tensors out.
+
+What it is for: `Generator` turns coarse rain (N, 1, h, w) into fine rain (N, 1, h * scale, w * scale), both in mm per
+accumulation, non-negative and without missing values; `downscale` runs it over whole fields of any size, in tiles, with
+missing cells and several members. `Discriminator`, `TruncatedVGG19` and the losses are what training needs besides.
+It reads no file but the VGG19 weights and writes none.
+
+Example:
+    generator = Generator(GeneratorConfig(scale=100))
+    sr = generator(torch.rand(2, 1, 4, 4))        # (2, 1, 400, 400), block means are the input's
+"""
+
+import hashlib
+import logging
+import math
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from scipy.ndimage import distance_transform_edt
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "leakyrelu": lambda: nn.LeakyReLU(0.2), "tanh": nn.Tanh}
+NORMS = ("none", "batch")
+DRY = 0.01  # mm: less than this in a pixel is no rain
+EXP_LIMIT = 12.0  # exp(12) mm is beyond any rain; float32 sums of a block stay finite
+TILE_PIXELS = 1_500_000
+VGG_FILE = "vgg19-dcbb9e9d.pth"
+
+__all__ = [
+    "ACTIVATIONS",
+    "ADVERSARIAL_LOSSES",
+    "CONTENT_LOSSES",
+    "EMA",
+    "OUTPUTS",
+    "TRANSFORMS",
+    "CollapseGuard",
+    "ConModel",
+    "Discriminator",
+    "Generator",
+    "GeneratorConfig",
+    "ResModel",
+    "SRConModel",
+    "SRResModel",
+    "TruncatedVGG19",
+    "conserve_mass",
+    "content_loss",
+    "downscale",
+    "fair_crps",
+    "generator_config",
+    "gradient_penalty",
+    "initialise_normal",
+    "load_generator",
+    "predictor",
+    "prime_factors",
+]
+
+log = logging.getLogger(__name__)
+
+
+# ---- settings and transforms ----
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Everything that decides a generator's weights and output; plain values, stored in the checkpoint by asdict().
+
+    Empty tuples stand for a rule: `stage_channels` taper from `channels` towards HR, `stage_blocks` put two residual
+    blocks where a stage's pixels are at least a quarter of an LR cell, one where they are a twentieth, none beyond.
+    """
+
+    scale: int = 100
+    channels: int = 64
+    blocks: int = 6
+    stage_channels: tuple = ()
+    stage_blocks: tuple = ()
+    noise_channels: int = 4
+    norm: str = "none"
+    activation: str = "prelu"
+    stage_activation: str = "relu"
+    transform: str = "log"
+    transform_parameters: dict = field(default_factory=lambda: {"c": 10.0})
+    output: str = "softplus"
+    conserve: bool = True
+    position_channels: int = 0
+    position_shape: tuple = ()
+
+    def __post_init__(self):
+        stages = len(prime_factors(self.scale))
+        for name in ("stage_channels", "stage_blocks"):
+            given = getattr(self, name)
+            if given and len(given) != stages:
+                raise ValueError(f"{name} = {given}: scale {self.scale} has {stages} stages, one value each")
+        for name, known in (
+            ("norm", NORMS),
+            ("activation", ACTIVATIONS),
+            ("stage_activation", ACTIVATIONS),
+            ("transform", TRANSFORMS),
+            ("output", OUTPUTS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} = {getattr(self, name)!r} is not one of {', '.join(known)}")
+        if self.position_channels and len(self.position_shape) != 2:
+            raise ValueError("position_channels need position_shape = (H, W), the HR shape of the fixed region")
+
+
+class Transform(NamedTuple):
+    """One normalisation: fit(values in mm) -> parameters (plain floats); forward(x, p); inverse(y, p) back to mm."""
+
+    fit: Callable
+    forward: Callable
+    inverse: Callable
+
+
+def prime_factors(scale):
+    """Prime factors of an integer scale, ascending: 100 -> [2, 2, 5, 5]. Raises ValueError below 2."""
+    if scale < 2:
+        raise ValueError(f"scale = {scale}: an integer of at least 2 is needed")
+    factors, rest, p = [], scale, 2
+    while rest > 1:
+        while rest % p == 0:
+            factors.append(p)
+            rest //= p
+        p += 1
+    return factors
+
+
+# ---- building blocks ----
+
+
+class ConModel(nn.Module):
+    """Convolution, optional batch norm, optional activation.
+
+    padding "replicate" keeps the size (edge values repeated: zeros would be dry borders); "valid" loses k // 2 pixels
+    on each side, for parts that are given their surroundings.
+    """
+
+    def __init__(self, c_in, c_out, kernel=3, *, stride=1, norm="none", activation=None, padding="replicate"):
+        super().__init__()
+        pad = {"padding": kernel // 2, "padding_mode": "replicate"} if padding == "replicate" else {}
+        layers = [nn.Conv2d(c_in, c_out, kernel, stride, **pad)]
+        if norm == "batch":
+            layers.append(nn.BatchNorm2d(c_out))
+        if activation:
+            layers.append(ACTIVATIONS[activation]())
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.layers(x)  # (N, c_in, h, w) -> (N, c_out, h, w), or less 2 * (k // 2) when "valid"
+
+
+class ResModel(nn.Module):
+    """Residual block of SRResNet (Ledig et al. 2017): convolution, activation, convolution, plus the input."""
+
+    def __init__(self, channels, *, norm="none", activation="prelu", padding="replicate"):
+        super().__init__()
+        self.crop = 0 if padding == "replicate" else 2
+        self.body = nn.Sequential(
+            ConModel(channels, channels, norm=norm, activation=activation, padding=padding),
+            ConModel(channels, channels, norm=norm, padding=padding),
+        )
+
+    def forward(self, x):
+        return _trim(x, self.crop) + self.body(x)
+
+
+class SRConModel(nn.Module):
+    """One upsampling stage: sub-pixel convolution by `factor`, joined with extra channels, refined.
+
+    The sub-pixel filters start equal (ICNR, Aitken et al. 2017) and a convolution at the finer grid follows: no
+    checkerboard. All convolutions are "valid"; `forward` is given `margin_in` pixels of surroundings at the coarse
+    grid and returns `margin_out` at the fine one, so a tile's pixels are those of the whole.
+    """
+
+    def __init__(
+        self, c_in, c_out, factor, *, extra=0, blocks=0, norm="none", activation="prelu", last="relu", margin_out=0
+    ):
+        super().__init__()
+        self.factor = factor
+        self.margin_mid = margin_out + 1 + 2 * blocks  # before the fine convolutions
+        self.margin_in = 1 + -(-self.margin_mid // factor)
+        self.up = nn.Conv2d(c_in, c_out * factor**2, 3)
+        self.shuffle = nn.Sequential(nn.PixelShuffle(factor), ACTIVATIONS[activation]())
+        self.join = ConModel(c_out + extra, c_out, norm=norm, activation=activation, padding="valid")
+        self.blocks = nn.Sequential(
+            *(ResModel(c_out, norm=norm, activation=activation, padding="valid") for _ in range(blocks))
+        )
+        self.last = ACTIVATIONS[last]()
+
+    def forward(self, x, extra=()):
+        """x (N, c_in, h + 2 margin_in, ...), extra: list of (N, ., factor h + 2 margin_mid, ...)."""
+        x = self.shuffle(self.up(x))
+        x = _trim(x, (self.margin_in - 1) * self.factor - self.margin_mid)
+        return self.last(self.blocks(self.join(torch.cat([x, *extra], 1))))
+
+
+class SRResModel(nn.Module):
+    """SRResNet: a trunk at LR (9 x 9, residual blocks, skip), one SRConModel per prime factor, an output convolution.
+
+    `trunk` sees the whole field; `stages` turns a part of its features into raw HR values. Each stage is given the
+    transformed LR field, interpolated to its grid, and noise.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        c, kw = config.channels, {"norm": config.norm, "activation": config.activation}
+        self.factors = prime_factors(config.scale)
+        self.grids = np.cumprod(self.factors).tolist()  # pixels per LR cell side after each stage
+        widths = list(config.stage_channels) or _taper(c, len(self.factors))
+        blocks = list(config.stage_blocks) or [2 if g <= 4 else 1 if g <= 20 else 0 for g in self.grids]
+        self.noise_channels = config.noise_channels
+        self.head = ConModel(1, c, 9, activation=config.activation)
+        self.body = nn.Sequential(*(ResModel(c, **kw) for _ in range(config.blocks)), ConModel(c, c, norm=config.norm))
+        stages, margin = [], 1  # the output convolution needs one pixel around
+        for k in reversed(range(len(self.factors))):
+            stage = SRConModel(
+                ([c] + widths)[k],
+                widths[k],
+                self.factors[k],
+                extra=1 + config.noise_channels,
+                blocks=blocks[k],
+                norm=config.norm,
+                activation=config.activation,
+                last=config.stage_activation,
+                margin_out=margin,
+            )
+            stages.insert(0, stage)
+            margin = stage.margin_in
+        self.stages_ = nn.ModuleList(stages)
+        self.halo = margin  # LR cells of trunk features needed around a part
+        self.out = nn.Conv2d(widths[-1] + config.position_channels, 1, 3)
+        _initialise(self)
+
+    def trunk(self, x):
+        """x (N, 1, h, w), transformed LR -> features (N, C, h + 2 halo, w + 2 halo), edges repeated."""
+        x = self.head(x)
+        return F.pad(x + self.body(x), (self.halo,) * 4, mode="replicate")
+
+    def noise_shapes(self, h, w):
+        """Shapes (c, H, W) of the noise of every stage for a part of h x w LR cells."""
+        return [
+            (self.noise_channels, g * h + 2 * s.margin_mid, g * w + 2 * s.margin_mid)
+            for g, s in zip(self.grids, self.stages_, strict=True)
+        ]
+
+    def stages(self, features, x, noise, position=None):
+        """Raw HR values of a part of h x w LR cells.
+
+        Args: features (N, C, h + 2 halo, w + 2 halo); x (N, 1, h + 2 halo, w + 2 halo), transformed LR;
+            noise: see noise_shapes; position (1, P, H + 2, W + 2) or None.
+        Returns: (N, 1, h * scale, w * scale), float32.
+        """
+        for stage, grid, z in zip(self.stages_, self.grids, noise, strict=True):
+            copy = _enlarge(x, grid, self.halo, stage.margin_mid)  # (N, 1, grid h + 2 margin_mid, ...)
+            features = stage(features, [copy, z] if self.noise_channels else [copy])
+        if position is not None:
+            features = torch.cat([features, position.expand(len(features), -1, -1, -1)], 1)
+        with torch.autocast(features.device.type, enabled=False):  # 8 bits of mantissa are too few for amounts
+            return self.out(features.float())
+
+
+# ---- generator ----
+
+
+class Generator(nn.Module):
+    """Coarse rain to one member of fine rain.
+
+    transform -> SRResModel -> non-negative output -> conservation: every block of scale x scale pixels has the LR
+    value as its mean (float32 rounding), a dry LR cell gives exactly 0.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.scale = config.scale
+        self.net = SRResModel(config)
+        self.position = None
+        if config.position_channels:
+            self.position = nn.Parameter(torch.zeros(1, config.position_channels, *config.position_shape))
+
+    def draw_noise(self, n, h, w, generator=None, device=None):
+        """Standard normal noise for n members of h x w LR cells, surroundings included: one tensor a stage."""
+        return [
+            torch.randn(n, *shape, generator=generator, device=device) if self.net.noise_channels else None
+            for shape in self.net.noise_shapes(h, w)
+        ]
+
+    def forward(self, lr, noise=None, crop=None):
+        """One member for each field of the batch.
+
+        Args: lr (N, 1, h, w), mm, >= 0, nothing missing; noise from draw_noise for the part made (None: drawn from
+            torch's global state); crop (r0, r1, c0, c1) in LR cells: the trunk sees all of lr, only this part is made.
+        Returns: (N, 1, (r1 - r0) * scale, (c1 - c0) * scale), mm, float32.
+        """
+        crop = crop or (0, lr.shape[-2], 0, lr.shape[-1])
+        if noise is None:
+            noise = self.draw_noise(len(lr), crop[1] - crop[0], crop[3] - crop[2], device=lr.device)
+        return self.upsample(lr, *self.encode(lr), noise, crop)
+
+    def encode(self, lr):
+        """Transformed LR and trunk features, both with `net.halo` cells of repeated edge: what `upsample` takes."""
+        x = TRANSFORMS[self.config.transform].forward(lr.float(), self.config.transform_parameters)
+        return F.pad(x, (self.net.halo,) * 4, mode="replicate"), self.net.trunk(x)
+
+    def upsample(self, lr, x, features, noise, crop):
+        """The part `crop` of the HR field, from what `encode` returned; arguments as in forward."""
+        r0, r1, c0, c1 = crop
+        around = (..., slice(r0, r1 + 2 * self.net.halo), slice(c0, c1 + 2 * self.net.halo))
+        position = None if self.position is None else self._position(lr, crop)
+        raw = self.net.stages(features[around], x[around], noise, position)
+        with torch.autocast(raw.device.type, enabled=False):
+            sr = OUTPUTS[self.config.output](raw.float())
+            return conserve_mass(sr, lr[..., r0:r1, c0:c1].float(), self.scale) if self.config.conserve else sr
+
+    def _position(self, lr, crop):
+        shape = tuple(n * self.scale for n in lr.shape[-2:])
+        if shape != tuple(self.config.position_shape):
+            raise ValueError(
+                f"this generator is tied to a region of {self.config.position_shape} pixels; the input gives {shape}"
+            )
+        r0, r1, c0, c1 = (n * self.scale for n in crop)
+        return F.pad(self.position, (1,) * 4, mode="replicate")[..., r0 : r1 + 2, c0 : c1 + 2]
+
+
+def conserve_mass(raw, lr, scale):
+    """Share each LR cell's rain out over its scale x scale pixels.
+
+    Every pixel gets a share in proportion to raw + DRY; what would be less than DRY mm is dry, and its rain goes to
+    the others. Raw values at about the right level keep their contrast and lose their drizzle; raw values far below
+    DRY lose their contrast, which training feels, so the level cannot drift away although only proportions count.
+
+    Args: raw (N, 1, h * scale, w * scale), mm, >= 0; lr (N, 1, h, w), mm.
+    Returns: (N, 1, h * scale, w * scale), mm: block means are lr to float32 rounding, exactly 0 where lr is 0.
+    """
+    n, c, h, w = lr.shape
+    amount = lr.reshape(n, c, h, 1, w, 1)
+    blocks = raw.reshape(n, c, h, scale, w, scale) + DRY
+    share = blocks / blocks.mean((3, 5), keepdim=True)
+    share = F.relu(share - DRY / amount.clamp(min=2 * DRY))  # at most half a share: the mean stays above a half
+    return (share / share.mean((3, 5), keepdim=True) * amount).reshape(n, c, h * scale, w * scale)
+
+
+def load_generator(state, device="cpu"):
+    """Generator with EMA weights, in eval mode, from a checkpoint's or an export's dict.
+
+    Args: state: "generator_config" (dict of GeneratorConfig) and "ema" (EMA.state_dict()).
+    Raises: ValueError: an entry is absent.
+    """
+    for key in ("generator_config", "ema"):
+        if key not in state:
+            raise ValueError(f"no {key!r} in the checkpoint, found {', '.join(sorted(state))}: not one of 2train.py's")
+    generator = Generator(generator_config(state))
+    generator.load_state_dict(state["ema"]["weights"])
+    return generator.to(device).eval()
+
+
+def generator_config(state):
+    """The GeneratorConfig of a checkpoint's or an export's dict."""
+    return GeneratorConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["generator_config"].items()})
+
+
+def predictor(state, *, device="auto", members=1, seed=0, tile=None):
+    """`downscale` with a checkpoint's generator: a callable (lr, day, origin) -> tiles, for whole lists."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return partial(downscale, load_generator(state, device), members=members, seed=seed, tile=tile)
+
+
+# ---- whole fields ----
+
+
+@torch.no_grad()
+def downscale(generator, lr, *, members=1, seed=0, day="2023-08-01", origin=(0, 0), tile=None, device=None):
+    """Members of a whole field, tile by tile.
+
+    The noise of an LR cell is keyed by (seed, member, day, absolute cell row and column = origin + index), so tiles,
+    processes and regions that hold the same cell agree on it.
+
+    Args:
+        generator: a Generator. lr (h, w), mm, numpy; NaN is missing (filled from the nearest valid cell for the
+            network's eyes only). members, seed: ints. day: the valid time as text. origin: absolute row and column of
+            lr[0, 0]. tile: side in LR cells; None: about TILE_PIXELS HR pixels. device: None is the generator's.
+    Yields: (rows, columns, sr): slices of the HR field and sr (members, H, W), mm, float32, NaN exactly where the LR
+        cell is missing.
+    Raises: ValueError: lr is not 2-D, or negative or infinite somewhere.
+    """
+    lr = np.asarray(lr, np.float32)
+    if lr.ndim != 2 or np.isinf(lr).any() or (lr < 0).any():
+        raise ValueError(f"downscale: lr of shape {lr.shape} must be 2-D, >= 0 mm and finite where it is not NaN")
+    device = device or next(generator.parameters()).device
+    generator = generator.to(device).eval()
+    side = tile or max(1, int(math.sqrt(TILE_PIXELS)) // generator.scale)
+    missing = np.isnan(lr)
+    field_ = torch.from_numpy(_fill(lr))[None, None].to(device)  # (1, 1, h, w)
+    x, features = generator.encode(field_)
+    s, (h, w) = generator.scale, lr.shape
+    for r0 in range(0, h, side):
+        for c0 in range(0, w, side):
+            r1, c1 = min(r0 + side, h), min(c0 + side, w)
+            sr = np.empty((members, (r1 - r0) * s, (c1 - c0) * s), np.float32)
+            for m in range(members):
+                key = f"{seed}|{m}|{day}"
+                box = (origin[0] + r0, origin[0] + r1, origin[1] + c0, origin[1] + c1)
+                noise = [None if z is None else z.to(device) for z in _keyed_noise(generator.net, key, box)]
+                sr[m] = generator.upsample(field_, x, features, noise, (r0, r1, c0, c1))[0, 0].cpu().numpy()
+            sr[:, np.kron(missing[r0:r1, c0:c1], np.ones((s, s), bool))] = np.nan
+            yield slice(r0 * s, r1 * s), slice(c0 * s, c1 * s), sr
+
+
+# ---- critics ----
+
+
+class Discriminator(nn.Module):
+    """SRGAN's discriminator (Ledig et al. 2017), conditional on LR, with spectral norm (Miyato et al. 2018).
+
+    Convolutions k3 of channels x (1, 1, 2, 2, 4, 4, 8, 8), stride 2 every other one, pooled to 6 x 6, dense 1024, 1.
+    It sees log10(1 + 10 mm) of the field and of the LR values spread over their cells.
+    """
+
+    def __init__(self, channels=64, blocks=8, dense=1024):
+        super().__init__()
+        layers, c_in = [], 2
+        for k in range(blocks):
+            c_out = channels * 2 ** (k // 2)
+            layers += [spectral_norm(nn.Conv2d(c_in, c_out, 3, 1 + k % 2, 1)), nn.LeakyReLU(0.2)]
+            c_in = c_out
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(6))
+        self.classify = nn.Sequential(
+            spectral_norm(nn.Linear(c_in * 36, dense)), nn.LeakyReLU(0.2), spectral_norm(nn.Linear(dense, 1))
+        )
+
+    def forward(self, lr, field):
+        """lr (N, 1, h, w) and field (N, 1, H, W), real or made, mm -> logits (N, 1), float32."""
+        known = F.interpolate(lr, size=field.shape[-2:], mode="nearest")
+        x = self.features(torch.log10(1 + 10 * torch.cat([field, known], 1)))
+        return self.classify(x.flatten(1)).float()
+
+
+class TruncatedVGG19(nn.Module):
+    """Frozen VGG19 features before pool i after (activated) convolution j, as SRGAN's phi_i,j.
+
+    weights: path of the ImageNet weights; None looks beside this file and in torch's cache. A file is taken only when
+    its SHA-256 begins with the digits in its name (torch's convention; `vgg19-dcbb9e9d.pth`).
+
+    Raises: FileNotFoundError, ValueError (wrong digest, no such convolution).
+    """
+
+    def __init__(self, i, j, weights=None):
+        super().__init__()
+        vgg = torchvision.models.vgg19(weights=None)
+        vgg.load_state_dict(torch.load(_vgg_weights(weights), map_location="cpu", weights_only=True))
+        self.features = vgg.features[: _vgg_depth(vgg.features, i, j)].eval().requires_grad_(False)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+    def train(self, mode=True):
+        return super().train(False)  # frozen
+
+    def forward(self, image):
+        """image (N, 1, H, W), grey in [0, 1] -> features (N, C, H', W')."""
+        return self.features((image.expand(-1, 3, -1, -1) - self.mean) / self.std)
+
+
+# ---- losses ----
+
+
+def fair_crps(members, target, pools=(1, 4, 16)):
+    """Fair CRPS of an ensemble, mean over pixels and over block means at several scales.
+
+    skill - spread / 2 with the spread taken over the M (M - 1) pairs of different members: unbiased for any M >= 2
+    (Ferro 2014, doi 10.1002/qj.2270). One member: the mean absolute error.
+
+    Args: members (M, N, 1, H, W), target (N, 1, H, W), mm; pools: sides of the blocks in pixels (a remainder at the
+        edge is left out; a side beyond the field is cut to it).
+    Returns: scalar, mm.
+    """
+    total = 0.0
+    for p in pools:
+        p = min(p, *target.shape[-2:])
+        x = members if p == 1 else F.avg_pool2d(members.flatten(0, 1), p).unflatten(0, members.shape[:2])
+        y = target if p == 1 else F.avg_pool2d(target, p)
+        total = total + (x - y).abs().mean()
+        pairs = [(x[a] - x[b]).abs().mean() for a in range(len(x)) for b in range(a)]
+        if pairs:
+            total = total - 0.5 * sum(pairs) / len(pairs)
+    return total / len(pools)
+
+
+def content_loss(name, members, target, *, pools=(1, 4, 16), vgg=None):
+    """Content loss by name: crps, mse, l1, vgg.
+
+    Args: members (M, N, 1, H, W), target (N, 1, H, W), mm; pools for crps; vgg: the TruncatedVGG19 for vgg.
+    Raises: ValueError: unknown name.
+    """
+    if name not in CONTENT_LOSSES:
+        raise ValueError(f"content loss {name!r} is not one of {', '.join(CONTENT_LOSSES)}")
+    return CONTENT_LOSSES[name](members, target, pools, vgg)
+
+
+def gradient_penalty(discriminator, lr, field):
+    """Zero-centred penalty on the critic's slope at `field` (R1 at real, R2 at made rain; Mescheder et al. 2018).
+
+    Args: lr (N, 1, h, w), field (N, 1, H, W), mm. Returns: scalar, mean squared norm of d logits / d field.
+    """
+    field = field.detach().requires_grad_(True)
+    (slope,) = torch.autograd.grad(discriminator(lr, field).sum(), field, create_graph=True)
+    return slope.float().square().sum((1, 2, 3)).mean()
+
+
+# ---- training helpers ----
+
+
+class EMA:
+    """Exponential moving average of a module's weights, quick at first: decay min(decay, (1 + n) / (10 + n))."""
+
+    def __init__(self, module, decay=0.999):
+        self.decay, self.updates = decay, 0
+        self.module = deepcopy(module).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, module):
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for mine, new in zip(self.module.state_dict().values(), module.state_dict().values(), strict=True):
+            if mine.is_floating_point():
+                mine.lerp_(new.to(mine.dtype), 1 - decay)
+            else:
+                mine.copy_(new)
+
+    def state_dict(self):
+        return {"updates": self.updates, "weights": self.module.state_dict()}
+
+    def load_state_dict(self, state):
+        self.updates = state["updates"]
+        self.module.load_state_dict(state["weights"])
+
+
+class CollapseGuard:
+    """Watches for a discriminator that has won, says so, and lowers its step.
+
+    The earlier program ended with a discriminator loss of 0.0000. When the loss stays under `threshold` for
+    `patience` steps in a row, the learning rate of `optimizer` is multiplied by `factor` and counting starts again.
+    """
+
+    def __init__(self, optimizer, threshold=0.05, patience=50, factor=0.5):
+        self.optimizer, self.threshold, self.patience, self.factor = optimizer, threshold, patience, factor
+        self.low, self.trips = 0, 0
+
+    def update(self, loss_d):
+        """Take one step's discriminator loss (float, penalty left out). Returns True when the guard acted."""
+        self.low = self.low + 1 if loss_d < self.threshold else 0
+        if self.low < self.patience:
+            return False
+        self.low, self.trips = 0, self.trips + 1
+        for group in self.optimizer.param_groups:
+            group["lr"] *= self.factor
+        log.warning(
+            "discriminator has won: loss under %g for %d steps (now %.2g); its learning rate is lowered to %.3g",
+            self.threshold,
+            self.patience,
+            loss_d,
+            self.optimizer.param_groups[0]["lr"],
+        )
+        return True
+
+    def state_dict(self):
+        return {"low": self.low, "trips": self.trips}
+
+    def load_state_dict(self, state):
+        self.low, self.trips = state["low"], state["trips"]
+
+
+def initialise_normal(module, std=0.02):
+    """Weights N(0, std), biases 0 (DCGAN, Radford et al. 2016; the user's notes)."""
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d | nn.Linear):
+            nn.init.normal_(m.weight, 0.0, std)
+            nn.init.zeros_(m.bias)
+
+
+# ---- private ----
+
+
+def _trim(x, n):
+    return x[..., n:-n, n:-n] if n else x
+
+
+def _taper(channels, stages):
+    """Widths from `channels` down to a share of it, multiples of 16 (what matrix units take)."""
+    return [16 * math.ceil(channels * (stages - k) / stages / 16) for k in range(stages)]
+
+
+def _initialise(net):
+    """He-normal weights, biases 0, residual branches a tenth as large, equal sub-pixel filters (ICNR).
+
+    PyTorch's own start shrinks the signal in every layer; in a net this deep the ReLUs then die in the first steps.
+    """
+    for m in net.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
+            nn.init.zeros_(m.bias)
+    for m in net.modules():
+        if isinstance(m, ResModel):
+            m.body[1].layers[0].weight.data.mul_(0.1)
+        elif isinstance(m, SRConModel):
+            _icnr(m.up, m.factor)
+    net.out.weight.data.mul_(0.1)
+
+
+def _icnr(conv, factor):
+    """Start the factor^2 filters of each shuffled channel equal (Aitken et al. 2017): no checkerboard at the start."""
+    with torch.no_grad():
+        weight = conv.weight[:: factor**2].repeat_interleave(factor**2, 0)
+        conv.weight.copy_(weight)
+
+
+def _enlarge(x, grid, halo, margin):
+    """Bilinear x (N, 1, h + 2 halo, ...) -> (N, 1, grid h + 2 margin, ...)."""
+    keep = min(halo, 1 + -(-margin // grid))  # interpolate no more cells than are looked at
+    x = F.interpolate(_trim(x, halo - keep), scale_factor=grid, mode="bilinear", align_corners=False)
+    return _trim(x, keep * grid - margin)
+
+
+def _fill(lr):
+    """NaN replaced by the nearest valid value; all missing: dry."""
+    missing = np.isnan(lr)
+    if missing.all():
+        return np.zeros_like(lr)
+    return lr[tuple(distance_transform_edt(missing, return_distances=False, return_indices=True))]
+
+
+def _keyed_noise(net, key, box):
+    """Noise of the cells box = (r0, r1, c0, c1) (absolute) and their surroundings, as draw_noise with n = 1."""
+    r0, r1, c0, c1 = box
+    if not net.noise_channels:
+        return [None] * len(net.grids)
+    around = [-(-s.margin_mid // g) for s, g in zip(net.stages_, net.grids, strict=True)]  # cells
+    reach = max(around)
+    cells = [
+        [_cell_noise(net, key, r, c) for c in range(c0 - reach, c1 + reach)] for r in range(r0 - reach, r1 + reach)
+    ]
+    noise = []
+    for k, (stage, grid) in enumerate(zip(net.stages_, net.grids, strict=True)):
+        whole = np.concatenate([np.concatenate([cell[k] for cell in row], 2) for row in cells], 1)
+        noise.append(torch.from_numpy(_trim(whole, reach * grid - stage.margin_mid).copy())[None])
+    return noise
+
+
+def _cell_noise(net, key, row, column):
+    """Noise of one LR cell, all stages: a counter-based stream of its own."""
+    digest = hashlib.blake2b(f"{key}|{row}|{column}".encode(), digest_size=16).digest()
+    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return [rng.standard_normal((net.noise_channels, g, g), np.float32) for g in net.grids]
+
+
+def _vgg_weights(path):
+    """Path of the VGG19 weight file, its digest verified."""
+    places = (
+        [Path(path)]
+        if path
+        else [Path(__file__).with_name(VGG_FILE), Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE]
+    )
+    found = next((p for p in places if p.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"VGG19 weights not found at {' or '.join(map(str, places))}: put {VGG_FILE} "
+            f"(https://download.pytorch.org/models/{VGG_FILE}) there, or give its path (--vgg-weights)"
+        )
+    name = re.search(r"-([0-9a-f]{8,})\.", found.name) or re.search(r"-([0-9a-f]{8,})\.", VGG_FILE)
+    digest = hashlib.sha256(found.read_bytes()).hexdigest()
+    if not digest.startswith(name[1]):
+        raise ValueError(
+            f"{found}: SHA-256 begins {digest[:8]}, expected {name[1]}: the file is damaged or another one"
+        )
+    return found
+
+
+def _vgg_depth(features, i, j):
+    """Number of layers up to the activation after convolution j before pool i."""
+    pool, conv = 1, 0
+    for index, layer in enumerate(features):
+        if isinstance(layer, nn.MaxPool2d):
+            pool, conv = pool + 1, 0
+        elif isinstance(layer, nn.Conv2d):
+            conv += 1
+            if (pool, conv) == (i, j):
+                return index + 2
+    raise ValueError(f"VGG19 has no convolution {j} before pool {i}")
+
+
+def _exp(raw):
+    return raw.clamp(max=EXP_LIMIT).exp()
+
+
+def _vgg_loss(members, target, pools, vgg):
+    if vgg is None:
+        raise ValueError("content loss 'vgg' needs a TruncatedVGG19")
+    grey = [torch.log10(1 + 10 * x).clamp(max=4) / 4 for x in (members.flatten(0, 1), target)]  # 1000 mm is white
+    made, real = vgg(grey[0]), vgg(grey[1])
+    return F.mse_loss(made, real.repeat(len(members), 1, 1, 1))
+
+
+def _relativistic(real, fake):
+    """Paired relativistic losses (Jolicoeur-Martineau 2019; with both penalties, Huang et al. 2024)."""
+    return F.softplus(fake - real).mean(), F.softplus(real - fake).mean()
+
+
+def _hinge(real, fake):
+    """Hinge losses (Lim and Ye 2017)."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean(), -fake.mean()
+
+
+def _bce(real, fake):
+    """Sigmoid cross-entropy, non-saturating (Goodfellow et al. 2014; SRGAN)."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean(), F.softplus(-fake).mean()
+
+
+def _fit_range(values):
+    v = np.asarray(values, np.float64)
+    return {"min": float(v.min()), "max": float(v.max()), "mean": float(v.mean()), "std": float(v.std())}
+
+
+def _fit_decimal(values):
+    largest = float(np.abs(np.asarray(values)).max())
+    return {"divisor": 10.0 ** math.ceil(math.log10(largest)) if largest > 0 else 1.0}
+
+
+def _fit_binary(values, threshold=0.1):
+    v = np.asarray(values, np.float64)
+    wet, dry = v[v >= threshold], v[v < threshold]
+    return {
+        "threshold": threshold,
+        "wet": float(wet.mean()) if wet.size else threshold,
+        "dry": float(dry.mean()) if dry.size else 0.0,
+    }
+
+
+TRANSFORMS = {
+    "log": Transform(
+        lambda values: {"c": 10.0},
+        lambda x, p: (1 + p["c"] * x).log10(),
+        lambda y, p: (10**y - 1) / p["c"],
+    ),
+    "minmax": Transform(
+        _fit_range,
+        lambda x, p: (x - p["min"]) / max(p["max"] - p["min"], 1e-12),
+        lambda y, p: y * max(p["max"] - p["min"], 1e-12) + p["min"],
+    ),
+    "zscore": Transform(
+        _fit_range,
+        lambda x, p: (x - p["mean"]) / max(p["std"], 1e-12),
+        lambda y, p: y * max(p["std"], 1e-12) + p["mean"],
+    ),
+    "decimal": Transform(_fit_decimal, lambda x, p: x / p["divisor"], lambda y, p: y * p["divisor"]),
+    "mean": Transform(
+        _fit_range,
+        lambda x, p: (x - p["mean"]) / max(p["max"] - p["min"], 1e-12),
+        lambda y, p: y * max(p["max"] - p["min"], 1e-12) + p["mean"],
+    ),
+    # Two classes: the way back gives each class its mean, the nearest thing to an inverse that exists.
+    "binarise": Transform(
+        _fit_binary,
+        lambda x, p: (x >= p["threshold"]).to(x.dtype),
+        lambda y, p: p["dry"] + (p["wet"] - p["dry"]) * y,
+    ),
+    "mean_over_max": Transform(
+        _fit_range,
+        lambda x, p: (x - p["mean"]) / max(p["max"], 1e-12),
+        lambda y, p: y * max(p["max"], 1e-12) + p["mean"],
+    ),
+}
+OUTPUTS = {"softplus": F.softplus, "exp": _exp}
+CONTENT_LOSSES = {
+    "crps": lambda members, target, pools, vgg: fair_crps(members, target, pools),
+    "mse": lambda members, target, pools, vgg: F.mse_loss(members, target.expand_as(members)),
+    "l1": lambda members, target, pools, vgg: F.l1_loss(members, target.expand_as(members)),
+    "vgg": _vgg_loss,
+}
+ADVERSARIAL_LOSSES = {"relativistic": _relativistic, "hinge": _hinge, "bce": _bce}

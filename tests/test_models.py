@@ -1,0 +1,496 @@
+"""Laws of models.py: amounts, noise, tiles, losses, guards. Small random networks; no data files."""
+
+import hashlib
+import logging
+import math
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+
+import models
+from models import (
+    ADVERSARIAL_LOSSES,
+    EMA,
+    TRANSFORMS,
+    CollapseGuard,
+    ConModel,
+    Discriminator,
+    Generator,
+    GeneratorConfig,
+    ResModel,
+    SRConModel,
+    SRResModel,
+    TruncatedVGG19,
+    conserve_mass,
+    content_loss,
+    downscale,
+    fair_crps,
+    gradient_penalty,
+    initialise_normal,
+    load_generator,
+    prime_factors,
+)
+
+ROOT = Path(models.__file__).parent
+SMALL = {"channels": 16, "blocks": 1, "noise_channels": 2}
+
+
+def make(scale=4, seed=0, **settings):
+    torch.manual_seed(seed)
+    return Generator(GeneratorConfig(scale=scale, **(SMALL | settings)))
+
+
+def rain(h, w, seed=1):
+    """LR field (h, w), mm, a third of it dry."""
+    rng = np.random.default_rng(seed)
+    return (rng.gamma(0.5, 8, (h, w)) * (rng.random((h, w)) > 0.33)).astype(np.float32)
+
+
+def as_batch(lr):
+    return torch.from_numpy(lr)[None, None]
+
+
+def whole(generator, lr, **settings):
+    """downscale put together: (members, H, W)."""
+    members = settings.get("members", 1)
+    out = np.zeros((members, *(n * generator.scale for n in lr.shape)), np.float32)
+    for rows, columns, sr in downscale(generator, lr, **settings):
+        out[:, rows, columns] = sr
+    return out
+
+
+# ---- layout ----
+
+
+@pytest.mark.parametrize(("scale", "factors"), [(100, [2, 2, 5, 5]), (40, [2, 2, 2, 5]), (4, [2, 2]), (7, [7])])
+def test_one_stage_for_each_prime_factor(scale, factors):
+    assert prime_factors(scale) == factors
+    net = SRResModel(GeneratorConfig(scale=scale, **SMALL))
+    assert [stage.factor for stage in net.stages_] == factors
+
+
+def test_no_stage_holds_most_of_the_weights():
+    net = SRResModel(GeneratorConfig())
+    sizes = [sum(p.numel() for p in stage.parameters()) for stage in net.stages_]
+    assert max(sizes) < 0.5 * sum(p.numel() for p in net.parameters())
+
+
+def test_upsampling_stage_ends_in_relu_as_documented():
+    stage = SRConModel(8, 8, 2)
+    x = torch.randn(2, 8, 4 + 2 * stage.margin_in, 4 + 2 * stage.margin_in)
+    assert stage(x).min() == 0
+    assert stage(x).shape == (2, 8, 8, 8)
+
+
+def test_activations_are_applied():
+    block = ConModel(1, 1, 1, activation="relu")
+    with torch.no_grad():
+        block.layers[0].weight.fill_(-1.0)
+        block.layers[0].bias.fill_(0.0)
+    assert block(torch.ones(1, 1, 3, 3)).max() == 0
+
+
+def test_residual_block_adds_to_its_input():
+    block = ResModel(4)
+    for p in block.parameters():
+        torch.nn.init.zeros_(p)
+    x = torch.randn(1, 4, 5, 5)
+    assert torch.equal(block(x), x)
+
+
+def test_checkpoint_size_stays_committable():
+    assert sum(p.numel() for p in Generator(GeneratorConfig()).parameters()) < 1e6  # 4 MB in float32
+
+
+def test_bad_settings_name_what_is_known():
+    with pytest.raises(ValueError, match="prelu"):
+        GeneratorConfig(activation="PReLu")
+    with pytest.raises(ValueError, match="4 stages"):
+        GeneratorConfig(scale=100, stage_channels=(16, 16))
+    with pytest.raises(ValueError, match="position_shape"):
+        GeneratorConfig(position_channels=2)
+
+
+# ---- amounts ----
+
+
+@pytest.mark.parametrize("scale", [100, 40, 4])
+@pytest.mark.parametrize("output", ["softplus", "exp"])
+def test_block_means_are_the_input(scale, output):
+    lr = as_batch(rain(3, 2))
+    sr = make(scale, output=output)(lr)
+    assert sr.shape == (1, 1, 3 * scale, 2 * scale)
+    assert sr.min() >= 0
+    torch.testing.assert_close(F.avg_pool2d(sr, scale), lr, rtol=1e-5, atol=1e-5)
+
+
+def test_dry_cells_give_exactly_zero():
+    lr = torch.tensor([[[[0.0, 5.0], [0.3, 0.0]]]])
+    sr = make()(lr)
+    assert sr[..., :4, :4].abs().max() == 0
+    assert sr[..., 4:, 4:].abs().max() == 0
+    assert sr[..., :4, 4:].max() > 0
+
+
+def test_pixels_below_the_threshold_are_dry():
+    raw = torch.ones(1, 1, 4, 4)
+    raw[..., 0, 0] = 1e-4
+    sr = conserve_mass(raw, torch.ones(1, 1, 1, 1), 4)
+    assert sr[0, 0, 0, 0] == 0
+    assert sr[0, 0, 1:].min() > 0
+
+
+def test_a_block_of_zeros_shares_its_rain_evenly():
+    sr = conserve_mass(torch.zeros(1, 1, 4, 4), torch.full((1, 1, 1, 1), 8.0), 4)
+    torch.testing.assert_close(sr, torch.full((1, 1, 4, 4), 8.0))
+
+
+@pytest.mark.parametrize("amount", [0.0, 1e-6, 0.015, 700.0, 1e5])
+@pytest.mark.parametrize("output", ["softplus", "exp"])
+@pytest.mark.parametrize("conserve", [True, False])
+def test_gradients_are_finite(amount, output, conserve):
+    generator = make(output=output, conserve=conserve)
+    sr = generator(torch.full((1, 1, 3, 3), amount))
+    sr.square().mean().backward()
+    assert torch.isfinite(sr).all()
+    assert all(torch.isfinite(p.grad).all() for p in generator.parameters() if p.grad is not None)
+
+
+def test_extreme_weights_do_not_overflow():
+    generator = make(output="exp")
+    with torch.no_grad():
+        generator.net.out.weight.mul_(1e6)
+    sr = generator(torch.full((1, 1, 2, 2), 700.0))
+    assert torch.isfinite(sr).all()
+    torch.testing.assert_close(F.avg_pool2d(sr, 4), torch.full((1, 1, 2, 2), 700.0), rtol=1e-4, atol=0)
+
+
+def test_without_conservation_amounts_are_free():
+    lr = torch.full((1, 1, 2, 2), 10.0)
+    sr = make(conserve=False)(lr)
+    assert (F.avg_pool2d(sr, 4) - lr).abs().min() > 1
+
+
+def test_autocast_keeps_amounts_in_float32():
+    lr = as_batch(rain(3, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        sr = make(40)(lr)
+    assert sr.dtype == torch.float32
+    torch.testing.assert_close(F.avg_pool2d(sr, 40), lr, rtol=1e-5, atol=1e-5)
+
+
+# ---- noise, parts and tiles ----
+
+
+def test_one_seed_is_one_member():
+    generator, lr = make(), as_batch(rain(3, 4))
+    draw = lambda seed: generator(lr, generator.draw_noise(1, 3, 4, torch.Generator().manual_seed(seed)))  # noqa: E731
+    assert torch.equal(draw(3), draw(3))
+    assert not torch.equal(draw(3), draw(4))
+
+
+def test_without_noise_channels_it_is_deterministic():
+    generator, lr = make(noise_channels=0), as_batch(rain(3, 4))
+    assert torch.equal(generator(lr), generator(lr))
+    a = whole(generator, rain(3, 4), members=2)
+    assert np.array_equal(a[0], a[1])
+
+
+def test_a_crop_is_a_part_of_the_whole():
+    generator, lr = make(noise_channels=0), as_batch(rain(12, 9))
+    part = generator(lr, crop=(2, 5, 4, 9))
+    torch.testing.assert_close(part, generator(lr)[..., 8:20, 16:36], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "shape"), [(4, (11, 7)), (40, (5, 4)), (100, (3, 2))])
+def test_tiled_equals_untiled(scale, shape):
+    generator, lr = make(scale), rain(*shape)
+    lr[0, 1] = np.nan
+    kept = lr.copy()
+    a, b = whole(generator, lr, tile=max(shape), members=2), whole(generator, lr, tile=2, members=2)
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert not np.array_equal(a[0], a[1])
+    assert np.array_equal(lr, kept, equal_nan=True)  # the caller's field is left alone
+
+
+def test_missing_exactly_where_the_input_is():
+    lr = rain(4, 5)
+    lr[1, 2] = lr[3, 0] = np.nan
+    sr = whole(make(), lr, members=2)
+    assert np.array_equal(np.isnan(sr[1]), np.kron(np.isnan(lr), np.ones((4, 4), bool)))
+    assert np.isnan(whole(make(), np.full((2, 2), np.nan, np.float32))).all()
+
+
+def test_noise_belongs_to_the_cell_not_to_the_region():
+    net = make().net
+    a = models._keyed_noise(net, "0|0|2023-08-01", (10, 14, -3, 2))
+    b = models._keyed_noise(net, "0|0|2023-08-01", (11, 14, -3, 2))
+    for x, y, grid in zip(a, b, net.grids, strict=True):
+        assert torch.equal(x[:, :, grid:], y)
+    c = models._keyed_noise(net, "0|0|2023-08-02", (11, 14, -3, 2))
+    assert not torch.equal(b[0], c[0])
+    assert [z.shape[1:] for z in b] == [torch.Size(s) for s in net.noise_shapes(3, 5)]
+
+
+def test_noise_is_standard_normal():
+    values = torch.cat([z.flatten() for z in models._keyed_noise(make(40).net, "k", (0, 4, 0, 4))])
+    assert abs(values.mean()) < 0.02
+    assert abs(values.std() - 1) < 0.02
+
+
+def test_another_process_makes_the_same_member():
+    code = (
+        "import torch, numpy as np, hashlib, models; torch.manual_seed(0);"
+        "g = models.Generator(models.GeneratorConfig(scale=4, channels=16, blocks=1, noise_channels=2));"
+        "z = models._keyed_noise(g.net, '7|1|2023-08-01', (0, 3, 0, 3));"
+        "print(hashlib.sha256(b''.join(x.numpy().tobytes() for x in z)).hexdigest())"
+    )
+    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    mine = models._keyed_noise(make().net, "7|1|2023-08-01", (0, 3, 0, 3))
+    assert other.stdout.strip() == hashlib.sha256(b"".join(x.numpy().tobytes() for x in mine)).hexdigest()
+
+
+def test_a_uniform_field_has_no_border():
+    """Replicated edges: a constant input is treated alike at the border and inside."""
+    generator = make(noise_channels=0)
+    sr = generator(torch.full((1, 1, 6, 6), 3.0))
+    cell = sr[..., 8:12, 8:12].tile(6, 6)
+    torch.testing.assert_close(sr, cell, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(35, 5), (1, 1), (1, 7)])
+def test_any_domain_shape(shape):
+    assert whole(make(), rain(*shape)).shape == (1, 4 * shape[0], 4 * shape[1])
+
+
+def test_mirrored_input_is_not_transposed():
+    lr = np.zeros((3, 5), np.float32)
+    lr[0, 4] = 50.0  # north-east
+    sr = whole(make(), lr)[0]
+    assert sr[:4, 16:].sum() > 0
+    sr[:4, 16:] = 0
+    assert sr.sum() == 0
+
+
+def test_bad_fields_are_refused():
+    for bad in (np.full((2, 2), -1.0), np.full((2, 2), np.inf), np.zeros(4)):
+        with pytest.raises(ValueError, match="downscale: lr"):
+            next(downscale(make(), bad))
+
+
+def test_position_channels_tie_a_generator_to_its_region():
+    generator = make(position_channels=2, position_shape=(16, 20))
+    torch.nn.init.normal_(generator.position)
+    lr = rain(4, 5)
+    np.testing.assert_allclose(whole(generator, lr), whole(generator, lr, tile=2), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="tied to a region"):
+        generator(as_batch(rain(5, 5)))
+
+
+def test_checkpoint_rebuilds_the_generator(tmp_path):
+    generator = make()
+    ema = EMA(generator)
+    torch.save({"generator_config": asdict(generator.config), "ema": ema.state_dict()}, tmp_path / "c.pth")
+    again = load_generator(torch.load(tmp_path / "c.pth", weights_only=True))
+    assert np.array_equal(whole(again, rain(3, 3)), whole(generator, rain(3, 3)))
+    with pytest.raises(ValueError, match="generator_config"):
+        load_generator({"weights": 1})
+
+
+# ---- transforms ----
+
+
+@pytest.mark.parametrize("name", [n for n in TRANSFORMS if n != "binarise"])
+def test_transforms_are_invertible(name):
+    x = torch.from_numpy(rain(20, 20)).double()
+    transform = TRANSFORMS[name]
+    p = transform.fit(x.numpy())
+    assert all(isinstance(v, float) for v in p.values())
+    torch.testing.assert_close(transform.inverse(transform.forward(x, p), p), x)
+
+
+def test_transforms_have_their_textbook_ranges():
+    x = torch.tensor([0.0, 2.0, 40.0])
+    y = {name: t.forward(x, t.fit(x.numpy())) for name, t in TRANSFORMS.items()}
+    torch.testing.assert_close(y["minmax"], x / 40)
+    torch.testing.assert_close(y["decimal"], x / 100)
+    torch.testing.assert_close(y["mean"], (x - 14) / 40)
+    torch.testing.assert_close(y["mean_over_max"], (x - 14) / 40)
+    torch.testing.assert_close(y["log"], torch.log10(1 + 10 * x))
+    assert y["binarise"].tolist() == [0, 1, 1]
+    assert abs(y["zscore"].std(correction=0) - 1) < 1e-6
+
+
+def test_binarise_returns_class_means():
+    x = torch.tensor([0.0, 0.02, 2.0, 4.0])
+    transform = TRANSFORMS["binarise"]
+    p = transform.fit(x.numpy())
+    back = transform.inverse(transform.forward(x, p), p)
+    torch.testing.assert_close(back, torch.tensor([0.01, 0.01, 3.0, 3.0]))
+    assert torch.equal(transform.forward(back, p), transform.forward(x, p))
+
+
+@pytest.mark.parametrize("name", list(TRANSFORMS))
+def test_every_transform_carries_a_generator(name):
+    p = TRANSFORMS[name].fit(rain(5, 5))
+    lr = as_batch(rain(3, 3))
+    sr = make(transform=name, transform_parameters=p)(lr)
+    torch.testing.assert_close(F.avg_pool2d(sr, 4), lr, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(TRANSFORMS))
+def test_transforms_survive_dry_data(name):
+    p = TRANSFORMS[name].fit(np.zeros(5))
+    assert torch.isfinite(TRANSFORMS[name].forward(torch.zeros(3), p)).all()
+
+
+# ---- losses ----
+
+
+def test_fair_crps_is_unbiased_in_the_number_of_members():
+    """Perfect members: E = E|X - Y| / 2 whatever M (Ferro 2014); for N(0, 1) that is 1 / sqrt(pi)."""
+    rng = torch.Generator().manual_seed(0)
+    y = torch.randn(1, 1, 400, 400, generator=rng)
+    for m in (2, 3, 5):
+        x = torch.randn(m, 1, 1, 400, 400, generator=rng)
+        assert abs(fair_crps(x, y, pools=(1,)) - 1 / math.sqrt(math.pi)) < 5e-3
+
+
+def test_fair_crps_by_hand():
+    members = torch.tensor([1.0, 3.0, 6.0]).view(3, 1, 1, 1, 1)
+    skill, spread = (1 + 1 + 4) / 3, (2 + 5 + 3) / 3
+    assert fair_crps(members, torch.full((1, 1, 1, 1), 2.0)).item() == pytest.approx(skill - spread / 2)
+
+
+def test_fair_crps_of_one_member_is_its_error_and_pools_are_block_means():
+    x, y = torch.rand(1, 2, 1, 8, 8), torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(fair_crps(x, y, (1,)), (x[0] - y).abs().mean())
+    torch.testing.assert_close(fair_crps(x, y, (4,)), (F.avg_pool2d(x[0], 4) - F.avg_pool2d(y, 4)).abs().mean())
+
+
+def test_content_losses_by_name():
+    x, y = torch.rand(2, 1, 1, 8, 8), torch.rand(1, 1, 8, 8)
+    torch.testing.assert_close(content_loss("mse", x, y), ((x - y) ** 2).mean())
+    torch.testing.assert_close(content_loss("l1", x, y), (x - y).abs().mean())
+    torch.testing.assert_close(content_loss("crps", x, y), fair_crps(x, y))
+    with pytest.raises(ValueError, match="crps, mse, l1, vgg"):
+        content_loss("l2", x, y)
+    with pytest.raises(ValueError, match="TruncatedVGG19"):
+        content_loss("vgg", x, y)
+
+
+@pytest.mark.parametrize("name", list(ADVERSARIAL_LOSSES))
+def test_adversarial_losses_oppose_each_other(name):
+    real, fake = torch.tensor([[3.0]]), torch.tensor([[-3.0]])
+    won, lost = ADVERSARIAL_LOSSES[name](real, fake), ADVERSARIAL_LOSSES[name](fake, real)
+    assert won[0] < lost[0]
+    assert won[1] > lost[1]
+
+
+def test_discriminator_layout_and_penalty():
+    critic = Discriminator(channels=8, dense=32)
+    convolutions = [m for m in critic.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [c.stride[0] for c in convolutions] == [1, 2] * 4
+    assert convolutions[0].in_channels == 2  # the field and its LR
+    assert [c.out_channels for c in Discriminator().modules() if isinstance(c, torch.nn.Conv2d)][-1] == 512
+    lr, hr = torch.rand(2, 1, 4, 4), torch.rand(2, 1, 32, 32)
+    assert critic(lr, hr).shape == (2, 1)
+    assert not torch.equal(critic(lr, hr), critic(lr + 5, hr))
+    penalty = gradient_penalty(critic, lr, hr)
+    penalty.backward()
+    assert penalty > 0
+    assert all(torch.isfinite(p.grad).all() for p in critic.parameters() if p.grad is not None)
+
+
+def test_a_collapse_cannot_happen_silently(caplog):
+    """A critic shown two plainly different fields wins; the guard says so and lowers its step, again and again."""
+    torch.manual_seed(0)
+    critic = Discriminator(channels=8, dense=32)
+    optimizer = torch.optim.Adam(critic.parameters(), 1e-2)
+    guard = CollapseGuard(optimizer, threshold=0.5, patience=5)
+    lr, real, fake = torch.ones(4, 1, 2, 2), torch.rand(4, 1, 16, 16) * 9, torch.zeros(4, 1, 16, 16)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(60):
+            loss, _ = ADVERSARIAL_LOSSES["relativistic"](critic(lr, real), critic(lr, fake))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            guard.update(loss.item())
+    assert guard.trips >= 1
+    assert "discriminator has won" in caplog.text
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 0.5**guard.trips)
+
+
+def test_the_guard_lets_a_fair_game_be():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    guard = CollapseGuard(optimizer, patience=3)
+    assert not any(guard.update(loss) for loss in [0.7, 0.01, 0.01, 0.7, 0.01, 0.01])
+    assert guard.update(0.01)
+    again = CollapseGuard(optimizer)
+    again.load_state_dict(guard.state_dict())
+    assert again.trips == 1
+
+
+# ---- helpers ----
+
+
+def test_ema_follows_and_resumes():
+    module = torch.nn.Linear(2, 2)
+    ema = EMA(module, 0.9)
+    start = ema.module.weight.clone()
+    with torch.no_grad():
+        module.weight.add_(1.0)
+    ema.update(module)
+    decay = 2 / 11
+    torch.testing.assert_close(ema.module.weight, start + 1 - decay)
+    again = EMA(torch.nn.Linear(2, 2), 0.9)
+    again.load_state_dict(ema.state_dict())
+    for e in (ema, again):
+        e.update(module)
+    assert torch.equal(ema.module.weight, again.module.weight)
+
+
+def test_initialise_normal():
+    generator = make(channels=32)
+    initialise_normal(generator)
+    assert abs(generator.net.stages_[0].up.weight.std() - 0.02) < 2e-3
+    assert generator.net.out.bias.abs().max() == 0
+
+
+def test_vgg_is_the_real_layout_frozen_and_verified(tmp_path):
+    torch.manual_seed(0)
+    whole_vgg = torchvision.models.vgg19(weights=None)
+    for layer in whole_vgg.classifier:  # the dense layers are 95 % of the file and not used
+        if isinstance(layer, torch.nn.Linear):
+            torch.nn.init.zeros_(layer.weight)
+    path = tmp_path / "w.pth"
+    torch.save(whole_vgg.state_dict(), path)
+    named = path.rename(tmp_path / f"vgg19-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth")
+    vgg = TruncatedVGG19(5, 4, named)
+    image = torch.rand(1, 1, 32, 32)
+    three = (image.expand(-1, 3, -1, -1) - vgg.mean) / vgg.std
+    torch.testing.assert_close(vgg(image), whole_vgg.features[:36](three))
+    assert len(TruncatedVGG19(2, 2, named).features) == 9
+    assert not any(p.requires_grad for p in vgg.parameters())
+    assert not vgg.train().training
+    x = torch.rand(2, 1, 1, 32, 32, requires_grad=True)
+    content_loss("vgg", x, image, vgg=vgg).backward()
+    assert x.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="no convolution 5"):
+        TruncatedVGG19(1, 5, named)
+    with pytest.raises(ValueError, match="SHA-256"):
+        TruncatedVGG19(5, 4, named.rename(tmp_path / models.VGG_FILE))
+
+
+def test_absent_vgg_weights_say_where_to_put_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(models, "VGG_FILE", "vgg19-00000000.pth")
+    with pytest.raises(FileNotFoundError, match="--vgg-weights"):
+        TruncatedVGG19(5, 4)

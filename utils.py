@@ -1,0 +1,1217 @@
+"""What two or more stages share: messages, lists, training helpers, checkpoints, NetCDF output, scores and pictures.
+
+Reads and writes  Data/JsonPath/*.json, Data/SavedModels/*.pth, NN_pre_*.nc, scores.csv and PNG pictures. Imports none of ours.
+
+    from utils import load_checkpoint
+    state = load_checkpoint("Data/SavedModels/pre_srgan_x100.pth")
+"""
+
+import argparse
+import contextlib
+import csv
+import functools
+import hashlib
+import io
+import json
+import os
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import netCDF4
+import numpy as np
+import scipy.fft
+import scipy.ndimage
+import torch
+import xarray as xr
+from scores.continuous import additive_bias, correlation, rmse
+from scores.probability import crps_for_ensemble
+from tqdm import tqdm
+
+VERSION = "0.1.0"
+CHECKPOINT_FORMAT = 1
+QQ_LEVELS = np.append(np.linspace(0.01, 0.999, 100), 0.99)  # of the Q-Q scores, then 99 % for its own ratio
+# Histogram bins by the leading bits of a float32, 64 to the octave from 2**-10 to 2**11 mm; the first is dry.
+FIRST, LAST = 117 << 6, 138 << 6
+EDGES = np.append(0, (np.arange(FIRST, LAST + 1, dtype=np.int32) << 17).view(np.float32).astype(np.float64))
+REASONS = {
+    "p99_ratio": "the observed quantile is 0",
+    "p999_ratio": "the observed quantile is 0",
+    "lsd_db": "a field without variance, or all with missing pixels",
+    "spread_skill": "the mean is exact",
+}
+LISTS = {"train": "PreTrain.json", "eval": "PreEval.json", "obj": "PreObj.json"}
+INFO = "PreInfo.json"
+
+__all__ = [
+    "QQ_LEVELS",
+    "AverageMeter",
+    "DataError",
+    "NetCDFWriter",
+    "QuantileMatcher",
+    "ScoreTable",
+    "add_data_arguments",
+    "add_dataclass_arguments",
+    "adjust_learning_rate",
+    "clip_gradient",
+    "compare_cells",
+    "create_data_lists",
+    "default_checkpoint",
+    "digest",
+    "downscale_args",
+    "downscale_list",
+    "fair_crps",
+    "field_times",
+    "find_checkpoint",
+    "format_table",
+    "load_checkpoint",
+    "log",
+    "lsd",
+    "pair_cells",
+    "parse_region",
+    "positive",
+    "progress",
+    "rainfarm",
+    "rapsd",
+    "read_info",
+    "read_list",
+    "run_stage",
+    "save_checkpoint",
+    "set_aside",
+    "upsample",
+    "wet_windows",
+    "whole_file",
+    "write_field",
+    "write_json",
+    "write_scores",
+]
+
+
+# ---------------------------------------------------------------- messages
+
+
+class DataError(ValueError):
+    """Something the person at the terminal can mend: says where, what was found, what was expected and what to do."""
+
+
+def run_stage(main):
+    """Run a script's main: its faults become one line on stderr and an exit code, never a traceback."""
+    try:
+        sys.exit(main())
+    except DataError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'output'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def log(*words):
+    """A line of progress on stdout, at once (batch logs are read while they grow)."""
+    print(*words, flush=True)
+
+
+def progress(items, words, total=None):
+    """A progress bar on a terminal; in a batch log nothing but the start and the end of long work."""
+    return tqdm(items, desc=words, total=total, dynamic_ncols=True, leave=False, disable=not sys.stderr.isatty())
+
+
+# ---------------------------------------------------------------- whole files
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """A path to write beside `path`; renamed to it when the block ends well, removed when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with part.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    """JSON, whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# ---------------------------------------------------------------- lists
+
+
+def create_data_lists(
+    train_folders=(),
+    eval_folders=(),
+    output_folder="Data/JsonPath",
+    obj_folders=(),
+    train_hr_folders=(),
+    eval_hr_folders=(),
+    *,
+    min_size=2,
+    inspect=None,
+    skip_bad=False,
+):
+    """Write the JSON lists of stage 1 and PreInfo.json, in date order.
+
+    Args: *_folders: folders of NetCDF files; a list without folders is not written. *_hr_folders: truth, paired with the
+        LR days by time. min_size: files whose grid has fewer rows or columns are left out and named. inspect: callable
+        paths -> (records, faults), datasets.inspect_files in stage 1; None: only names and header sizes are looked at.
+        skip_bad: leave bad files out instead of refusing.
+    Returns: PreInfo's content, with `left_out` (messages) and `unpaired`.
+    Raises: DataError: folders without files, bad files (unless skip_bad), no pair.
+    """
+    folders = {"train": train_folders, "eval": eval_folders, "obj": obj_folders}
+    truths = {"train": train_hr_folders, "eval": eval_hr_folders, "obj": ()}
+    info = {**read_info(output_folder), "left_out": []}
+    info.setdefault("files", {}), info.setdefault("folders", {})
+    entries = {}
+    for split in LISTS:
+        if not folders[split]:
+            if truths[split]:
+                raise DataError(
+                    f"--{split}-hr-folders needs --{split}-folders: the LR days that the truth is paired with"
+                )
+            continue
+        records = _inspect_folders(folders[split], inspect, min_size, skip_bad, info["left_out"])
+        info["files"][split], info["folders"][split] = records, [Path(f).as_posix() for f in folders[split]]
+        entries[split] = [record["path"] for record in records]
+        info["files"].pop(f"{split}_hr", None)
+        if truths[split]:
+            truth = _inspect_folders(truths[split], inspect, min_size, skip_bad, info["left_out"])
+            info["files"][f"{split}_hr"] = truth
+            entries[split] = _pair_by_time(records, truth, split)
+    for split, paths in entries.items():
+        write_json(Path(output_folder) / LISTS[split], paths)
+    write_json(Path(output_folder) / INFO, info)
+    return info
+
+
+def _inspect_folders(folders, inspect, min_size, skip_bad, left_out):
+    """Records of all *.nc in the folders; faults are raised together or, with skip_bad, added to left_out."""
+    paths = []
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise DataError(f"{folder}: no such folder")
+        inside = sorted(
+            p for p in Path(folder).iterdir() if p.suffix in (".nc", ".nc4", ".cdf") and not p.name.startswith(".")
+        )
+        if not inside:
+            raise DataError(f"{folder}: holds no .nc file")
+        paths += [p.as_posix() for p in inside]
+    records, faults = (inspect or inspect_headers)(paths)
+    if faults and not skip_bad:
+        shown = "\n  ".join(faults[:20]) + (f"\n  and {len(faults) - 20} more" if len(faults) > 20 else "")
+        raise DataError(
+            f"{len(faults)} of {len(paths)} files cannot be used (leave them out with --skip-bad):\n  {shown}"
+        )
+    small = [r for r in records if min(r["rows"], r["cols"]) < min_size]
+    left_out += faults + [
+        f"{r['path']}: {r['rows']} x {r['cols']} cells, fewer than --min-size {min_size}" for r in small
+    ]
+    records = [r for r in records if r not in small]
+    if not records:
+        raise DataError(
+            f"{', '.join(map(str, folders))}: no usable file" + "".join(f"\n  {words}" for words in left_out[:20])
+        )
+    return records
+
+
+def inspect_headers(paths):
+    """Records (path, rows, cols; no time, no units) from the headers alone, for lists made outside stage 1."""
+    records, faults = [], []
+    for path in paths:
+        try:
+            with netCDF4.Dataset(path) as file:
+                rows, cols = sorted((len(d) for d in file.dimensions.values()), reverse=True)[1::-1]
+            records.append({"path": path, "rows": rows, "cols": cols, "time": "", "units": None})
+        except (OSError, ValueError) as error:
+            faults.append(f"{path}: cannot be read as a NetCDF grid ({error})")
+    return records, faults
+
+
+def _pair_by_time(records, truth, split):
+    """[{"lr": path, "hr": path}] of the times that both have."""
+    by_time = {record["time"]: record["path"] for record in truth}
+    pairs = [{"lr": r["path"], "hr": by_time[r["time"]]} for r in records if r["time"] in by_time]
+    if not pairs:
+        raise DataError(
+            f"{split}: no LR file and truth share a time (LR {records[0]['time']} to {records[-1]['time']}, "
+            f"truth {truth[0]['time']} to {truth[-1]['time']})"
+        )
+    return pairs
+
+
+def read_list(data_folder, split):
+    """Entries of one list of stage 1: paths, or {"lr": path, "hr": path}.
+
+    Raises: DataError: no such list (names stage 1), or not a list of paths.
+    """
+    path = Path(data_folder) / LISTS[split]
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such list; run 1create_data_lists.py first (--{split}-folders, --output-folder {data_folder})"
+        )
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); run 1create_data_lists.py again") from None
+    fine = (
+        isinstance(entries, list)
+        and entries
+        and all(
+            isinstance(e, str) or isinstance(e, dict) and isinstance(e.get("lr"), str) and isinstance(e.get("hr"), str)
+            for e in entries
+        )
+    )
+    if not fine or len({isinstance(e, dict) for e in entries}) != 1:
+        raise DataError(
+            f'{path}: expected a JSON array of paths, or of {{"lr": path, "hr": path}}; run 1create_data_lists.py again'
+        )
+    windows = next((e for e in entries if isinstance(e, str) and "\\" in e), None)
+    if windows:
+        raise DataError(
+            f"{path}: holds a Windows path ({windows}); expected forward slashes: run 1create_data_lists.py again on this machine"
+        )
+    return entries
+
+
+def read_info(data_folder):
+    """PreInfo.json as stage 1 wrote it; empty where there is none (hand-made lists)."""
+    path = Path(data_folder) / INFO
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); run 1create_data_lists.py again") from None
+
+
+# ---------------------------------------------------------------- training helpers
+
+
+class AverageMeter:
+    """The latest value and the running mean of a quantity: val, avg, sum, count."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.val, self.avg, self.sum, self.count = 0.0, 0.0, 0.0, 0
+
+    def update(self, val, n=1):
+        """Add a mean `val` over `n` samples."""
+        self.val = val
+        self.sum += val * n
+        self.count += n
+        self.avg = self.sum / self.count
+
+
+def clip_gradient(optimizer, grad_clip):
+    """Clamp every gradient of an optimiser to [-grad_clip, grad_clip], in place."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.clamp_(-grad_clip, grad_clip)
+
+
+def adjust_learning_rate(optimizer, shrink_factor):
+    """Multiply the learning rate of every group of an optimiser by `shrink_factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] *= shrink_factor
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(path, state):
+    """A checkpoint of plain tensors and plain Python: written beside, read back, then renamed; the one before it stays
+    as `{path}.previous` until the next."""
+    path = Path(path)
+    with whole_file(path) as part:
+        torch.save({"format": CHECKPOINT_FORMAT, "version": VERSION, **state}, part)
+        torch.load(part, map_location="cpu", weights_only=True)
+        if path.exists():
+            previous = path.with_name(path.name + ".previous")
+            previous.unlink(missing_ok=True)
+            os.link(path, previous)
+
+
+def load_checkpoint(path, map_location="cpu"):
+    """The dict of save_checkpoint.
+
+    Raises: DataError: no such file, not a checkpoint of this program, code inside, or another format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such checkpoint; 2train.py makes it")
+    try:
+        state = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # zip, pickle and storage faults each raise their own kind
+        raise DataError(
+            f"{path}: not a checkpoint that can be loaded safely ({str(error).splitlines()[0][:160]}); "
+            "expected plain tensors and settings, as 2train.py writes them"
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+        found = state.get("format", "none") if isinstance(state, dict) else type(state).__name__
+        raise DataError(
+            f"{path}: checkpoint format {found}, expected {CHECKPOINT_FORMAT}; train again with this version of 2train.py"
+        )
+    return state
+
+
+def default_checkpoint(target, scale, folder="Data/SavedModels"):
+    """Where 2train.py keeps the model of a target and scale, and stages 3 and 4 look for it."""
+    return Path(folder) / (f"pre_srgan_x{scale}.pth" if target == "interpolate" else f"pre_srgan_{target}_x{scale}.pth")
+
+
+def digest(path):
+    """First 16 hex digits of a file's SHA-256."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
+def find_checkpoint(rank, name, folder="Data/SavedModels"):
+    """The checkpoint of `folder` that fits a list best; says so where several do.
+
+    Args: rank: callable state -> how well it fits (0 best), raising DataError where it does not. name: the list.
+    Raises: DataError: none fits, with the reason of each.
+    """
+    fitting, reasons = [], []
+    for path in sorted(Path(folder).glob("pre_srgan*_x*.pth")):
+        try:
+            fitting.append((rank(load_checkpoint(path)), path))
+        except DataError as error:
+            reasons.append(f"{path.name}: {error}")
+    if not fitting:
+        raise DataError(
+            f"no checkpoint in {folder} fits the {name} list"
+            + "".join(f"\n  {words}" for words in reasons or ["it holds none"])
+            + "\n  train one with 2train.py, or name another with --checkpoint"
+        )
+    fitting.sort(key=lambda pair: (pair[0], pair[1].name))
+    if len(fitting) > 1:
+        log(
+            f"{len(fitting)} checkpoints fit the {name} list; taking {fitting[0][1].name}, choose another with --checkpoint: "
+            + ", ".join(path.name for _, path in fitting[1:])
+        )
+    return fitting[0][1]
+
+
+# ---------------------------------------------------------------- NetCDF output
+
+
+class NetCDFWriter:
+    """A CF-1.11 file of `tp`, written in pieces, whole or not at all.
+
+    Args: path. lat, lon: cell centres. times: {"time": datetime64, "forecast_reference_time": datetime64}. members: None
+        for tp(lat, lon), N for tp(member, lat, lon). attrs: global attributes.
+    Use: `with NetCDFWriter(...) as out: out.put(values, rows, cols)`; what is never put is missing.
+    """
+
+    def __init__(self, path, lat, lon, times, members=None, **attrs):
+        self.path, self.lat, self.lon, self.times, self.members, self.attrs = (
+            Path(path),
+            lat,
+            lon,
+            times,
+            members,
+            attrs,
+        )
+
+    def __enter__(self):
+        self.stack = contextlib.ExitStack()
+        part = self.stack.enter_context(whole_file(self.path))
+        self.file = self.stack.enter_context(netCDF4.Dataset(part, "w"))
+        self.file.setncatts({"Conventions": "CF-1.11", **{k: v for k, v in self.attrs.items() if v not in (None, "")}})
+        shape = {"lat": self.lat, "lon": self.lon}
+        for name, values, units, standard, axis in (
+            ("lat", self.lat, "degrees_north", "latitude", "Y"),
+            ("lon", self.lon, "degrees_east", "longitude", "X"),
+        ):
+            self.file.createDimension(name, len(values))
+            self._variable(
+                name,
+                "f8",
+                (name,),
+                values,
+                units=units,
+                standard_name=standard,
+                long_name=f"{standard} of cell centre",
+                axis=axis,
+            )
+        if self.members:
+            shape = {"member": np.arange(self.members), **shape}
+            self.file.createDimension("member", self.members)
+            self._variable(
+                "member",
+                "i4",
+                ("member",),
+                shape["member"],
+                units="1",
+                standard_name="realization",
+                long_name="ensemble member",
+            )
+        for name, value in self.times.items():
+            hours = (np.datetime64(value, "s") - np.datetime64("1900-01-01T00:00:00", "s")) / np.timedelta64(3600, "s")
+            self._variable(
+                name,
+                "f8",
+                (),
+                hours,
+                units="hours since 1900-01-01 00:00:00",
+                calendar="standard",
+                standard_name=name,
+                long_name=name.replace("_", " "),
+                **({"axis": "T"} if name == "time" else {}),
+            )
+        chunks = [1] * bool(self.members) + [min(512, len(self.lat)), min(512, len(self.lon))]
+        self.tp = self.file.createVariable(
+            "tp",
+            "f4",
+            tuple(shape),
+            zlib=True,
+            complevel=2,
+            shuffle=True,
+            chunksizes=chunks,
+            fill_value=np.float32(np.nan),
+        )
+        self.tp.setncatts(
+            {
+                "units": "mm",
+                "standard_name": "lwe_thickness_of_precipitation_amount",
+                "long_name": "precipitation accumulation",
+                "cell_methods": "area: mean" + (" time: sum" if "time" in self.times else ""),
+            }
+        )
+        if self.times:
+            self.tp.coordinates = " ".join(self.times)
+        return self
+
+    def _variable(self, name, kind, dims, values, **attrs):
+        variable = self.file.createVariable(name, kind, dims)
+        variable[...] = values
+        variable.setncatts(attrs)
+
+    def put(self, values, rows=slice(None), cols=slice(None)):
+        """Values ([member,] h, w) of these rows and columns."""
+        self.tp[(Ellipsis, rows, cols)] = values
+
+    def __exit__(self, *error):
+        return self.stack.__exit__(*error)
+
+
+def field_times(tp):
+    """{"time": ..., "forecast_reference_time": ...}, those that a DataArray carries."""
+    return {name: tp.coords[name].values for name in ("time", "forecast_reference_time") if name in tp.coords}
+
+
+def write_field(path, tp, **attrs):
+    """One DataArray `tp` ([member,] lat, lon) as CF-1.11 NetCDF4; its attributes and `attrs` become global ones."""
+    members = tp.sizes.get("member")
+    kept = {key: value for key, value in tp.attrs.items() if key != "units"}
+    with NetCDFWriter(path, tp.lat.values, tp.lon.values, field_times(tp), members, **{**kept, **attrs}) as out:
+        out.put(tp.values)
+
+
+def finished(path, request):
+    """True where `path` is a whole output made by the same request (the digest of everything that shaped it)."""
+    try:
+        with netCDF4.Dataset(path) as file:
+            return getattr(file, "request", None) == request
+    except OSError:
+        return False
+
+
+def set_aside(paths, records="Data/DataResults/Historical_Records"):
+    """Move earlier results of another run to {records}/{folder}_{time}/, keeping their names."""
+    paths = [Path(p) for p in paths if Path(p).exists()]
+    if paths:
+        target = Path(records) / f"{paths[0].parent.name}_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
+        target.mkdir(parents=True)
+        for path in paths:
+            os.replace(path, target / path.name)
+        log(f"moved {len(paths)} earlier results to {target}")
+
+
+# ---------------------------------------------------------------- what stages have in common
+
+
+def add_data_arguments(parser, config=None):
+    """--data-folder and, where `config` (a DataConfig) is given, --target, --region, --lr-step, --hr-step and --units."""
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    parser.add_argument(
+        "--data-folder", default="Data/JsonPath", help="where stage 1 wrote its lists (default: %(default)s)"
+    )
+    if config is not None:
+        parser.add_argument(
+            "--target",
+            choices=("interpolate", "coarsen", "paired"),
+            default=config.target,
+            help="where HR comes from: interpolate the LR file (no truth!), coarsen an HR file, or paired LR and HR files "
+            "(default: %(default)s)",
+        )
+        parser.add_argument(
+            "--region",
+            nargs="+",
+            default=config.region,
+            metavar="LONW LONE LATS LATN | all",
+            help="bounds in degrees, cell centres or cell edges, or all (default: 106 110 26 30)",
+        )
+        parser.add_argument("--lr-step", type=float, help="LR cell size, degrees")
+        parser.add_argument(
+            "--hr-step", type=float, default=config.hr_step, help="HR cell size, degrees (default: %(default)s)"
+        )
+        parser.add_argument(
+            "--units",
+            default=config.units,
+            help="units of files without an attribute: mm, m, cm, kg m-2, ... "
+            "(default: %(default)s, what stage 1 found)",
+        )
+
+
+def parse_region(region):
+    """`--region` as DataConfig takes it: "all", or four floats."""
+    if region in ("all", ["all"]):
+        return "all"
+    try:
+        west, east, south, north = map(float, region)
+    except (TypeError, ValueError):
+        raise DataError(f"--region {' '.join(map(str, region))}: expected LONW LONE LATS LATN, or all") from None
+    return west, east, south, north
+
+
+def downscale_args(description, out, argv=None):
+    """The options of stages 3 and 4."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_arguments(parser)
+    parser.add_argument(
+        "--checkpoint",
+        help="a checkpoint or export of 2train.py (default: the one in Data/SavedModels that fits the list)",
+    )
+    parser.add_argument("--out", default=out, help="folder of the results (default: %(default)s)")
+    parser.add_argument("--members", type=positive, default=1, help="ensemble members a field (default: %(default)s)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="one seed gives one ensemble, whatever the tiles and machines (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--region", nargs="+", metavar="LONW LONE LATS LATN | all", help="bounds in degrees (default: the checkpoint's)"
+    )
+    parser.add_argument(
+        "--units", default="auto", help="units of files without an attribute (default: what stage 1 found)"
+    )
+    parser.add_argument(
+        "--tile",
+        type=positive,
+        help="side of a tile in LR cells; bounds the memory (default: about 1.5 million HR pixels)",
+    )
+    parser.add_argument(
+        "--shard",
+        type=parse_shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="do every N-th field from the I-th on (job arrays)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="make again what is already there from the same request"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: %(default)s)"
+    )
+    args = parser.parse_args(argv)
+    args.region = parse_region(args.region) if args.region else None
+    return args
+
+
+def add_dataclass_arguments(parser, cls, title, skip=(), choices=None):
+    """Every field of a dataclass as an option of the same name; what is not typed does not appear in the result."""
+    group = parser.add_argument_group(f"{title} (default in brackets)")
+    for item in fields(cls):
+        if item.name in skip:
+            continue
+        default = item.default
+        kind = {"nargs": "+", "type": int} if isinstance(default, tuple) else {"type": type(default)}
+        if isinstance(default, bool):
+            kind = {"action": argparse.BooleanOptionalAction}
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        group.add_argument(
+            f"--{item.name.replace('_', '-')}",
+            dest=item.name,
+            default=argparse.SUPPRESS,
+            choices=(choices or {}).get(item.name),
+            help=f"{item.metadata.get('help', '')} [{shown}]",
+            **kind,
+        )
+
+
+def positive(text):
+    """argparse type: a whole number of 1 or more."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of 1 or more")
+    return int(text)
+
+
+def parse_shard(text):
+    """argparse type: `I/N` as (I, N), 0 <= I < N."""
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with 0 <= I < N, for example 0/4")
+    return int(part), int(parts)
+
+
+def downscale_list(fields, predict, args, checkpoint_digest, config):
+    """Downscale every LR field of a list into {args.out}/NN_pre_sr.nc, tile by tile; HR is not among the arguments.
+
+    A whole output of the same request (checkpoint, seed, members, input file, region) is kept, unless args.overwrite;
+    another run's is moved to Historical_Records first.
+
+    Args: fields: LRField objects (datasets.read_lr). predict: callable (lr (h, w) mm, day, origin) -> tiles (rows, cols,
+        (members, H, W)). args: downscale_args. config: the DataConfig.
+    Returns: the paths of this shard, in list order.
+    """
+    mine = [field for field in fields if field.index % args.shard[1] == args.shard[0]]
+    paths = [Path(args.out) / f"{field.index:02d}_pre_sr.nc" for field in mine]
+    made = {"checkpoint": checkpoint_digest, "seed": args.seed, "target": config.target, "scale": config.scale}
+    requests = [hashlib.sha256(f"{made} {args.members} {field.identity}".encode()).hexdigest()[:16] for field in mine]
+    todo = [args.overwrite or not finished(*pair) for pair in zip(paths, requests, strict=True)]
+    set_aside([path for path, wanted in zip(paths, todo, strict=True) if wanted])
+    if not all(todo):
+        log(
+            f"{len(todo) - sum(todo)} of {len(todo)} outputs in {args.out} are whole and of this request: kept (--overwrite makes them anew)"
+        )
+    for field, path, request, wanted in progress(list(zip(mine, paths, requests, todo, strict=True)), "downscaling"):
+        if wanted:
+            _downscale_one(field, path, predict, args.members, {**made, "request": request})
+    return paths
+
+
+def _downscale_one(field, path, predict, members, attrs):
+    lr, plan, started = field.values(), field.plan, time.monotonic()
+    times = field_times(lr)
+    names = {"title": "Downscaled precipitation", "source_file": lr.attrs["source"], "archive": lr.attrs.get("archive")}
+    with NetCDFWriter(
+        path, plan.hr.lat, plan.hr.lon, times, members if members > 1 else None, **names, **attrs
+    ) as writer:
+        for rows, cols, sr in predict(lr.values, day=str(times.get("time", field.index)), origin=plan.origin):
+            writer.put(sr if members > 1 else sr[0], rows, cols)
+    log(
+        f"{path}  {str(times.get('time', ''))[:16]}  from {lr.attrs['source']}  LR mean {np.nanmean(lr.values):.2f} mm  "
+        f"{time.monotonic() - started:.1f} s"
+    )
+
+
+# ---------------------------------------------------------------- baselines and scores
+
+
+def upsample(lr, scale, method):
+    """Interpolate lr (h, w), mm, between cell centres, edges held; the result (h * scale, w * scale) is float32, mm.
+
+    method: "nearest", "bilinear", or "bicubic" (Keys 1981, a = -0.75 as in torch; what falls below 0 becomes 0).
+    For a missing cell (NaN) the nearest valid one stands in; its own pixels stay missing.
+    """
+    if method == "nearest":
+        return _spread(lr, scale).astype(np.float32)
+    wy, wx = (_interpolation_weights(n, scale, method) for n in lr.shape)
+    field = np.maximum(wy @ _fill_nearest(lr) @ wx.T, 0)
+    return np.where(_spread(np.isfinite(lr), scale), field, np.nan).astype(np.float32)
+
+
+def rainfarm(lr, scale, *, members, seed):
+    """RainFARM (Rebora et al. 2006) by pysteps, with the spectral slope of lr (2 where lr, mm, shows none).
+
+    Returns: (members, h * scale, w * scale) float32, mm, missing where lr (h, w) is; None without pysteps.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # pysteps greets on import
+            from pysteps.downscaling.rainfarm import downscale
+    except ImportError:
+        return None
+    filled, state = _fill_nearest(lr), np.random.get_state()  # pysteps draws from the global state
+    fields = np.zeros((members, lr.shape[0] * scale, lr.shape[1] * scale), np.float32)
+    np.random.seed(seed)
+    try:
+        for field in fields if filled.any() else ():
+            try:
+                with np.errstate(divide="ignore"):
+                    field[:] = downscale(filled, scale)
+            except (ValueError, TypeError, np.linalg.LinAlgError):  # constant, or too few cells
+                field[:] = downscale(filled, scale, alpha=2.0)
+    finally:
+        np.random.set_state(state)
+    return np.where(_spread(np.isfinite(lr), scale), fields, np.float32(np.nan))
+
+
+class QuantileMatcher:
+    """Quantile mapping of bilinear fields onto HR (Panofsky and Brier 1968), never fitted on the day it maps."""
+
+    def __init__(self, scale):
+        self.scale, self.days = scale, {}
+
+    def add(self, lr, hr, *, day):
+        """Learn from lr (h, w) and hr (H, W), mm, of a day (any hashable): training days, or all days to be scored."""
+        bilinear = upsample(lr, self.scale, "bilinear")
+        pair = np.stack([bilinear, hr[: len(bilinear), : bilinear.shape[1]]])
+        self.days[day] = self.days.get(day, 0) + _histogram(pair[:, np.isfinite(pair).all(0)])
+
+    def map(self, field, *, day):
+        """field (H, W), mm, with the rain amounts of HR on all days but `day`; all NaN where there is no other day."""
+        others = [counts for key, counts in self.days.items() if key != day]
+        if not others:
+            return np.full_like(field, np.nan)
+        counts = sum(others)
+        source, target = (np.append(0, np.cumsum(c)) / c.sum() for c in counts)
+        top = EDGES[np.flatnonzero(counts[1])[-1] + 1]  # nothing beyond what HR ever held
+        mapped = np.interp(np.interp(field, EDGES, source), target, np.minimum(EDGES, top))
+        return np.where(mapped < EDGES[1], 0, mapped).astype(np.float32)  # NaN stays NaN
+
+
+def fair_crps(members, truth):
+    """Fair CRPS (Ferro 2014) of members (M, n) against truth (n,), mm -> (n,); of one member, its absolute error."""
+    if len(members) == 1:
+        return np.abs(members[0] - truth)
+    fields = xr.DataArray(members, dims=("member", "n")), xr.DataArray(truth, dims="n")
+    return crps_for_ensemble(*fields, "member", method="fair", preserve_dims="all").values
+
+
+def rapsd(field):
+    """Radially averaged power spectrum (Ruzanski and Chandrasekar 2011) of fields (..., H, W) without missing pixels.
+
+    Returns: (..., n // 2), n = min(H, W): wavenumbers 0 .. n / 2 - 1 over the shorter side.
+    """
+    bins, weight, count = _wavenumbers(*field.shape[-2:])
+    power = np.abs(scipy.fft.rfft2(field.astype(np.float64))) ** 2 * weight
+    spectra = np.stack([np.bincount(bins, row, len(count)) for row in power.reshape(-1, bins.size)]) / count
+    return spectra.reshape(*field.shape[:-2], -1)[..., : min(field.shape[-2:]) // 2]
+
+
+def lsd(spectrum, truth):
+    """Log-spectral distance of two spectra of rapsd in dB, wavenumbers 1 and up; NaN where one has no power there."""
+    if len(truth) < 2 or min((s[1:] / max(s[0], 1e-30)).min() for s in (spectrum, truth)) < 1e-26:
+        return np.nan  # no more than the rounding of a double
+    return float(np.sqrt(np.mean((10 * np.log10(spectrum[1:] / truth[1:])) ** 2)))
+
+
+def wet_windows(hr, side):
+    """Slices (rows, columns) of windows of `side` pixels, half a window apart, with no missing pixel and over 3 % wet.
+
+    Wet is more than 0.02 mm, counted on every fourth pixel, as in the published bars.
+    """
+    for i in range(0, hr.shape[0] - side + 1, max(1, side // 2)):
+        for j in range(0, hr.shape[1] - side + 1, max(1, side // 2)):
+            window = hr[i : i + side, j : j + side]
+            if np.isfinite(window).all() and (window[::4, ::4] > 0.02).mean() > 0.03:
+                yield slice(i, i + side), slice(j, j + side)
+
+
+class ScoreTable:
+    """Scores of downscaled days beside baselines: add() days or add_windows(), then read rows() and curves().
+
+    Init, accumulate, compute as in pySTEPS (Pulkkinen et al. 2019): only sums and histograms are kept, and pixel values
+    for the quantiles; beyond `limit` numbers every third pixel of them stays. Every row is scored on the same pixels:
+    those where truth and LR cell are both present.
+
+    Args: scale: HR pixels along an LR cell. thresholds: mm, of FSS and reliability. fss_scales: sides of the FSS
+        windows, pixels (default 1, sqrt(scale), scale). matcher: QuantileMatcher for its row. rainfarm_members: 0 for
+        no row. stride: every stride-th pixel enters the quantiles (the published radar bars take 7). max_blocks:
+        beyond it, neighbouring bootstrap blocks are joined.
+    """
+
+    def __init__(
+        self,
+        scale,
+        *,
+        thresholds=(1.0, 10.0, 50.0),
+        fss_scales=None,
+        matcher=None,
+        rainfarm_members=4,
+        stride=1,
+        seed=0,
+        limit=2**26,
+        max_blocks=256,
+    ):
+        self.scale, self.thresholds, self.matcher, self.stride = scale, tuple(thresholds), matcher, stride
+        self.fss_scales = tuple(fss_scales or sorted({1, round(scale**0.5), scale}))
+        self.rainfarm_members, self.seed, self.limit, self.max_blocks = rainfarm_members, seed, limit, max_blocks
+        self.blocks, self.samples, self.conservation, self.shape, self.fields = {}, {}, {}, None, 0
+
+    def add(self, sr, hr, lr, *, day, block=None):
+        """Add a day: sr (M, H, W) or (H, W), hr (H, W), lr (h, w), mm, NaN = missing.
+
+        day names it for the matcher, block (default: day) for the bootstrap. Pixels beyond the whole LR cells, counted
+        from the north-west corner, are left out.
+        Raises: ValueError: shapes fit neither each other nor the first day's; SR missing where LR and HR are present.
+        """
+        sr, hr, lr, ok = self._check(np.asarray(sr, np.float32), np.asarray(hr, np.float32), np.asarray(lr))
+        store = self.blocks.setdefault(day if block is None else block, {})
+        truth = self._add_field(store, "observed", hr[None], ok)
+        for name, field in self._methods(sr, lr, day):
+            self._add_row(store, name, field, hr, lr, ok, truth)
+        if len(sr) > 1:
+            self._add_ranks(store, sr[:, ok], hr[ok])
+        self.fields += 1
+        if sum(v.size for sample in self.samples.values() for v in sample) > self.limit:
+            self.stride *= 3
+            self.samples = {name: [v[:, ::3].copy() for v in sample] for name, sample in self.samples.items()}
+        if len(self.blocks) > self.max_blocks:
+            keys = list(self.blocks)
+            for one, two in zip(keys[::2], keys[1::2], strict=False):
+                _join(self.blocks[one], self.blocks.pop(two))
+
+    def add_windows(self, sr, hr, lr, *, day, side):
+        """Add the wet windows, `side` LR cells wide, of one file (as in add), each on its own; returns their number.
+
+        Windows overlap by half, so those that begin in the same square of one window's side are one bootstrap block.
+        """
+        number, s, pixels = 0, self.scale, side * self.scale
+        for r, c in wet_windows(hr[: len(lr) * s, : lr.shape[1] * s], pixels):
+            cells = lr[r.start // s : r.stop // s, c.start // s : c.stop // s]
+            self.add(sr[..., r, c], hr[r, c], cells, day=day, block=(day, r.start // pixels, c.start // pixels))
+            number += 1
+        return number
+
+    def rows(self, *, resamples=500, level=0.95):
+        """A dict a row: every score, its `_low` and `_high` by bootstrap over blocks, and in `note` why one is NaN."""
+        weights = self._draws(resamples)
+        observed = self._totals("observed", weights)
+        return [self._row(name, weights, observed, (0.5 - level / 2, 0.5 + level / 2)) for name in self.conservation]
+
+    def curves(self, *, resamples=200, level=0.95):
+        """What the pictures need: for "observed" and each row quantiles with band, exceedance, spectrum and FSS."""
+        weights, levels = self._draws(resamples), QQ_LEVELS[:-1]
+        curves = {
+            "levels": levels,
+            "edges": EDGES[1:],
+            "thresholds": self.thresholds,
+            "fss_scales": self.fss_scales,
+            "fields": self.fields,
+            "pixels": 0,
+            "rows": {},
+        }
+        observed = self._totals("observed", weights)
+        for name, sample in self.samples.items():
+            totals = self._totals(name, weights)
+            drawn = [_histogram_quantile(counts, levels).mean(0) for counts in totals["histogram"][1:]]
+            counts = totals["histogram"][0].sum(0)
+            curves["rows"][name] = {
+                "quantiles": np.quantile(np.concatenate(sample, 1), levels, axis=1).mean(1),
+                "band": np.quantile(drawn, (0.5 - level / 2, 0.5 + level / 2), axis=0) if drawn else None,
+                "exceedance": 1 - np.cumsum(counts) / counts.sum(),  # share of pixels >= edges
+                "spectrum": totals["spectrum"][0] if "spectrum" in totals else None,
+                "fss": _fss(_pick(totals, 0), observed["fss"][0]) if "cross" in totals else None,
+            }
+            curves["pixels"] = int(totals["sums"][0][0]) if "sums" in totals else 0
+        return curves | _pick(self._totals("ranks", weights), 0)  # ranks (M + 1), reliability (T, M + 1, 2)
+
+    def _check(self, sr, hr, lr):
+        sr, rows, cols = sr[None] if sr.ndim == 2 else sr, len(lr) * self.scale, lr.shape[1] * self.scale
+        if sr.shape[1:] != hr.shape or hr.shape[0] < rows or hr.shape[1] < cols:
+            raise ValueError(
+                f"scores: SR {sr.shape} and truth {hr.shape} must share a grid that holds the {lr.shape} "
+                f"LR cells of {self.scale} pixels ({rows} x {cols})"
+            )
+        if self.shape not in (None, (len(sr), rows, cols)):
+            raise ValueError(f"scores: members and grid are {(len(sr), rows, cols)}, before they were {self.shape}")
+        self.shape, sr, hr = (len(sr), rows, cols), sr[:, :rows, :cols], hr[:rows, :cols]
+        ok = np.isfinite(hr) & _spread(np.isfinite(lr), self.scale)
+        if not np.isfinite(sr[:, ok]).all():
+            raise ValueError("scores: SR is missing where its LR cell and the truth are present")
+        return sr, hr, lr, ok
+
+    def _methods(self, sr, lr, day):
+        fields = {method: upsample(lr, self.scale, method)[None] for method in ("nearest", "bilinear", "bicubic")}
+        if self.matcher is not None:
+            fields["quantile-matched bilinear"] = self.matcher.map(fields["bilinear"], day=day)
+        if self.rainfarm_members:
+            fields["RainFARM"] = rainfarm(lr, self.scale, members=self.rainfarm_members, seed=self.seed + self.fields)
+        if len(sr) > 1:
+            fields |= {"ensemble mean": sr.mean(0, keepdims=True), "one member": sr[:1], "ensemble": sr}
+        else:
+            fields["one member"] = sr
+        return [(name, field) for name, field in fields.items() if field is not None]
+
+    def _add_field(self, store, name, field, ok):
+        """Keep histogram, spectrum and FSS terms of field (M, H, W); its smoothed event shares [threshold][scale]."""
+        values = field[:, ok][:, :: self.stride]
+        self.samples.setdefault(name, []).append(values)
+        shares = [(field >= t).sum(0, dtype=np.float32) * ok / len(field) for t in self.thresholds]
+        smooth = [
+            [
+                scipy.ndimage.uniform_filter(share, k, mode="constant") if k > 1 and share.any() else share
+                for k in self.fss_scales
+            ]
+            for share in shares
+        ]
+        stats = {
+            "histogram": _histogram(values),
+            "fss": np.array([[np.vdot(a, a) for a in row] for row in smooth], np.float64),
+        }
+        if ok.all():
+            stats["spectrum"] = rapsd(field).mean(0)
+        _join(store, {(name, stat): value for stat, value in stats.items()})
+        return smooth
+
+    def _add_row(self, store, name, field, hr, lr, ok, truth):
+        values, smooth, (h, w) = field[:, ok], self._add_field(store, name, field, ok), lr.shape
+        error = values.mean(0) - hr[ok]
+        variance = values.var(0, ddof=1) if len(values) > 1 else np.zeros(1)
+        terms = ok, error, error**2, fair_crps(values, hr[ok]), variance
+        cross = [[np.vdot(a, b) for a, b in zip(*rows, strict=True)] for rows in zip(smooth, truth, strict=True)]
+        _join(
+            store,
+            {
+                (name, "sums"): np.array([term.sum(dtype=np.float64) for term in terms]),
+                (name, "cross"): np.array(cross, np.float64),
+            },
+        )
+        means = field.reshape(-1, h, self.scale, w, self.scale).mean((2, 4), dtype=np.float64)
+        gap = np.abs(means - lr)[:, np.isfinite(lr)].max(initial=0)
+        self.conservation[name] = float(np.maximum(gap, self.conservation.get(name, 0)))
+
+    def _add_ranks(self, store, values, truth):
+        """Rank histogram, ties (dry pixels) broken at random (Hamill 2001), and counts for the reliability diagram."""
+        members, random = len(values), np.random.default_rng([self.seed, self.fields])
+        ranks = (values < truth).sum(0) + random.integers(0, (values == truth).sum(0) + 1)
+        votes = [((values >= t).sum(0), truth >= t) for t in self.thresholds]
+        counts = [[np.bincount(v, minlength=members + 1), np.bincount(v, event, members + 1)] for v, event in votes]
+        _join(
+            store,
+            {
+                ("ranks", "ranks"): np.bincount(ranks, minlength=members + 1),
+                ("ranks", "reliability"): np.array(counts).transpose(0, 2, 1),
+            },
+        )
+
+    def _draws(self, resamples):
+        """(1 + resamples, blocks): each block once, then as often as drawn (Efron 1979); no draws of one block."""
+        number = len(self.blocks)
+        if number < 2:
+            return np.ones((1, number))
+        draws = np.random.default_rng(self.seed).multinomial(number, np.full(number, 1 / number), size=resamples)
+        return np.concatenate([np.ones((1, number)), draws])
+
+    def _totals(self, name, weights):
+        zeros = {
+            key: np.zeros_like(value)
+            for store in self.blocks.values()
+            for key, value in store.items()
+            if key[0] == name
+        }
+        return {
+            key[1]: np.tensordot(weights, np.stack([store.get(key, zero) for store in self.blocks.values()]), 1)
+            for key, zero in zeros.items()
+        }
+
+    def _row(self, name, weights, observed, ends):
+        totals = self._totals(name, weights)
+        labels = [f"{t:g}mm_{k}px" for t in self.thresholds for k in self.fss_scales]
+        exact, truth = (
+            np.quantile(np.concatenate(self.samples[n], 1), QQ_LEVELS, axis=1).T
+            if totals["sums"][0][0]
+            else np.full((1, len(QQ_LEVELS)), np.nan)
+            for n in (name, "observed")
+        )
+        point = _summary(_pick(totals, 0), _pick(observed, 0), exact, truth, labels)
+        draws = [
+            _summary(
+                _pick(totals, b),
+                _pick(observed, b),
+                *(_histogram_quantile(t["histogram"][b], QQ_LEVELS) for t in (totals, observed)),
+                labels,
+            )
+            for b in range(1, len(weights))
+        ]
+        row, reasons = {"name": name}, set()
+        for key, value in point.items():
+            drawn = [d[key] for d in draws if np.isfinite(d[key])] if np.isfinite(value) else []
+            low, high = np.quantile(drawn, ends) if drawn else (np.nan, np.nan)
+            row |= {key: value, f"{key}_low": float(low), f"{key}_high": float(high)}
+            if not np.isfinite(value) and (key != "spread_skill" or len(exact) > 1):
+                reasons.add(f"{key}: {REASONS.get(key, 'no event')}")
+        if not np.isfinite(point["crps"]):
+            reasons = {"no other day to fit on" if totals["sums"][0][0] else "no pixel present in truth and input"}
+        if len(weights) < 2:
+            reasons.add("no intervals from one block")
+        return row | {
+            "conservation_mm": self.conservation[name],
+            "pixels": int(totals["sums"][0][0]),
+            "fields": self.fields,
+            "blocks": len(self.blocks),
+            "note": "; ".join(sorted(reasons)),
+        }
+
+
+def pair_cells(sr, reference, *, step=None):
+    """Downscaled rain and a coarse field on the reference cells that lie whole inside SR, matched by coordinates.
+
+    Args: sr ([member,] lat, lon) and reference (lat, lon), DataArrays, mm; step: the reference's cell size in degrees
+        (default: the spacing of its nodes).
+    Returns: (M, n) and (n,), mm: the cells without missing pixels.
+    Raises: ValueError: the valid dates differ, or no reference cell lies whole inside.
+    """
+    if "time" in sr.coords and "time" in reference.coords:
+        dates = [np.datetime64(field.time.values, "D") for field in (sr, reference)]
+        if dates[0] != dates[1]:
+            raise ValueError(f"pair_cells: SR is valid on {dates[0]}, the reference on {dates[1]}")
+    step = step or float(np.abs(np.diff(reference.lat)).mean())
+    (wy, rows), (wx, cols) = (_cell_weights(sr[d].values, reference[d].values, step) for d in ("lat", "lon"))
+    if not (len(rows) and len(cols)):
+        raise ValueError(f"pair_cells: no cell of {step:g} degrees of the reference lies whole inside SR")
+    pixels = sr.transpose(..., "lat", "lon").values.astype(np.float64)
+    whole = wy @ np.isfinite(pixels) @ wx.T > 1 - 1e-9
+    means = np.where(whole, wy @ np.nan_to_num(pixels) @ wx.T, np.nan).reshape(-1, len(rows) * len(cols))
+    truth = reference.transpose("lat", "lon").values[np.ix_(rows, cols)].ravel().astype(np.float64)
+    present = np.isfinite(means).all(0) & np.isfinite(truth)
+    return means[:, present], truth[present]
+
+
+def compare_cells(name, pairs):
+    """One row, in mm, for forecasts against a reference, from a list of results of pair_cells, pooled.
+
+    Its name must say what the reference is: the forecast's own input (consistency) or the analysed day (skill). RMSE,
+    bias and correlation are of the members' mean; Q-Q RMSE over 1 .. 99.9 % is the mean over members.
+    """
+    members, truth = (np.concatenate(values, -1) for values in zip(*pairs, strict=True))
+    mean, obs = xr.DataArray(members.mean(0), dims="cell"), xr.DataArray(truth, dims="cell")
+    gap = np.quantile(members, QQ_LEVELS[:-1], axis=1).T - np.quantile(truth, QQ_LEVELS[:-1])
+    return {
+        "name": name,
+        "forecasts": len(pairs),
+        "cells": truth.size,
+        "mean_sr": float(mean.mean()),
+        "mean_reference": float(obs.mean()),
+        "rmse": float(rmse(mean, obs)),
+        "bias": float(additive_bias(mean, obs)),
+        "qq_rmse": float(np.sqrt((gap**2).mean(1)).mean()),
+        "max_difference": float(np.abs(members - truth).max()),
+        "correlation": float(correlation.pearsonr(mean, obs)),
+    }
+
+
+def format_table(rows, *, target=None):
+    """Rows of scores or comparisons as text, in mm; a title for `target` "interpolate" says what its truth is."""
+    lines = [f"Scores (target {target})" if target else "Scores"]
+    if target == "interpolate":
+        lines += [
+            "The truth here is an INTERPOLATION OF THE INPUT: interpolation wins by construction, and rain below "
+            "the LR cell is not verified."
+        ]
+    keys = [key for key in rows[0] if key not in ("name", "note") and not key.endswith(("_low", "_high"))]
+    for part in ([key for key in keys if "px" not in key], [key for key in keys if "px" in key]):
+        widths = [max(len(key), 9) for key in part]
+        lines += [" " * 26 + "  ".join(f"{key:>{n}s}" for key, n in zip(part, widths, strict=True))] if part else []
+        for row in rows if part else ():
+            cells = [
+                f"{row[key]:{n}d}" if isinstance(row[key], int) else f"{row[key]:{n}.4g}"
+                for key, n in zip(part, widths, strict=True)
+            ]
+            lines.append(f"{row['name']:26s}" + "  ".join(cells))
+    return "\n".join(lines + [f"  {row['name']}: {row['note']}" for row in rows if row.get("note")])
+
+
+def write_scores(path, rows):
+    """Write rows (dicts) as CSV, whole or not at all."""
+    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _summary(totals, observed, quantiles, truth, labels):
+    """Scores of a row from its sums, its quantiles (M, levels) and those of the truth (1, levels), at QQ_LEVELS."""
+    n, error, square, crps, variance = totals["sums"]
+    members, gap = len(quantiles), (quantiles - truth)[:, :-1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rmse, ratio = np.sqrt(square / n), quantiles.mean(0) / truth[0]
+        scores = {
+            "rmse": rmse,
+            "bias": error / n,
+            "crps": crps / n,
+            "qq_rmse": np.sqrt((gap**2).mean(1)).mean(),
+            "p99_ratio": ratio[-1],
+            "p999_ratio": ratio[-2],
+            "lsd_db": lsd(totals["spectrum"], observed["spectrum"]) if "spectrum" in totals else np.nan,
+            # spread with the factor of Fortin et al. (2014): 1 for a reliable ensemble of any size
+            "spread_skill": np.sqrt(variance / n * (members + 1) / members) / rmse if members > 1 else np.nan,
+        }
+    scores |= {f"fss_{label}": value for label, value in zip(labels, _fss(totals, observed["fss"]).flat, strict=True)}
+    return {key: float(value) if np.isfinite([value, square]).all() else np.nan for key, value in scores.items()}
+
+
+def _fss(totals, observed):
+    """Fractions skill score (Roberts and Lean 2008), (T, scales); members as shares of events (Schwartz et al. 2010)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return 1 - (totals["fss"] + observed - 2 * totals["cross"]) / (totals["fss"] + observed)
+
+
+def _histogram(values):
+    """Counts (M, bins) of values (M, n), mm, between EDGES."""
+    codes = np.clip((np.ascontiguousarray(values, np.float32).view(np.int32) >> 17) - FIRST + 1, 0, LAST - FIRST)
+    return np.stack([np.bincount(row, minlength=LAST - FIRST + 1).astype(np.int32) for row in codes])
+
+
+def _histogram_quantile(counts, levels):
+    """(M, levels) of counts (M, bins), linear within a bin, the dry bin 0; NaN without a count."""
+    rows = [
+        np.interp(levels * (row.sum() - 1) + 0.5, np.append(0, np.cumsum(row)), EDGES)
+        if row.any()
+        else np.full(len(levels), np.nan)
+        for row in counts
+    ]
+    return np.where(np.stack(rows) < EDGES[1], 0, rows)
+
+
+def _join(store, stats):
+    for key, value in stats.items():
+        store[key] = store[key] + value if key in store else value
+
+
+def _pick(totals, index):
+    return {stat: value[index] for stat, value in totals.items()}
+
+
+@functools.lru_cache(maxsize=4)
+def _wavenumbers(h, w):
+    """Radial bin of each coefficient of rfft2, how often it counts in the whole spectrum, and the size of each bin."""
+    n, kx = min(h, w), np.arange(w // 2 + 1)
+    ky = np.minimum(np.arange(h), h - np.arange(h))
+    bins = np.floor(np.hypot(ky[:, None] * (n / h), kx * (n / w))).astype(int).ravel()
+    weight = np.where((kx == 0) | (2 * kx == w), 1.0, 2.0)
+    return bins, weight, np.bincount(bins, np.broadcast_to(weight, (h, weight.size)).ravel())
+
+
+def _interpolation_weights(n, scale, method):
+    """(n * scale, n) weights of interpolation between cell centres along one axis, edges held."""
+    x, a = (np.arange(n * scale) + 0.5) / scale - 0.5, -0.75
+    weights = np.zeros((n * scale, n))
+    for k in range(-1, 3):
+        node = np.floor(x).astype(int) + k
+        t = np.abs(x - node)
+        near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * (t**3 - 5 * t**2 + 8 * t - 4)
+        w = {"bilinear": np.maximum(1 - t, 0), "bicubic": np.where(t <= 1, near, np.where(t < 2, far, 0))}[method]
+        np.add.at(weights, (np.arange(n * scale), np.clip(node, 0, n - 1)), w)
+    return weights
+
+
+def _fill_nearest(lr):
+    """lr (h, w) with missing cells from the nearest valid one; 0 where there is none."""
+    if not np.isfinite(lr).any():
+        return np.zeros(lr.shape)
+    nearest = scipy.ndimage.distance_transform_edt(~np.isfinite(lr), return_distances=False, return_indices=True)
+    return lr[tuple(nearest)].astype(np.float64)
+
+
+def _spread(cells, scale):
+    return cells.repeat(scale, 0).repeat(scale, 1)
+
+
+def _cell_weights(pixels, nodes, step):
+    """Averaging weights (cells, pixels) onto cells of `step` around nodes, and the index of the nodes whole inside."""
+    inside = np.abs(pixels - nodes[:, None]) < step / 2
+    number = round(step / np.abs(np.diff(pixels)).mean())
+    whole = np.flatnonzero(inside.sum(1) == number)
+    return inside[whole] / number, whole
