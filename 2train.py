@@ -645,7 +645,7 @@ def close_epoch(training, path, meters, board, clock):
     )
     for name, value in values.items():
         board.add_scalar(name, value, training.step)
-    if scores and hasattr(utils, "plot_windows"):
+    if scores:
         lr, hr, made, (r0, r1, c0, c1) = training.shown
         board.add_figure(
             "valid/maps", utils.plot_windows(lr[0, 0, r0:r1, c0:c1], hr[0, 0], made[:, 0, 0]), training.step

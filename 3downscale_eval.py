@@ -1,32 +1,67 @@
-"""Stage 3: downscale the evaluation days with a trained generator.
+"""Stage 3: downscale the evaluation days with a trained generator, and score them where there is truth.
 
 Reads   {data-folder}/PreEval.json (stage 1) and a checkpoint (stage 2), which holds every setting of the model
-Writes  {out}/NN_pre_sr.nc, NN = position in the list, tp([member,] lat, lon) in mm
+Writes  {out}/NN_pre_sr.nc, NN = position in the list, tp([member,] lat, lon) in mm, and scores.csv
 
     python 3downscale_eval.py --members 8
 """
 
-from datasets import checkpoint_config, file_rank, read_lr
+from dataclasses import asdict
+from pathlib import Path
+
+import utils
+from datasets import SRDataset, checkpoint_config, file_rank, read_lr
 from models import predictor
-from utils import digest, downscale_args, downscale_list, find_checkpoint, load_checkpoint, log, run_stage
+from utils import DataError, log
 
 SPLIT, OUT = "eval", "Data/DataResults/ResultEval"
 
 
-def main(argv=None):
-    args = downscale_args(__doc__, OUT, argv)
-    checkpoint = args.checkpoint or find_checkpoint(
-        lambda state: file_rank(args.data_folder, SPLIT, state, args.region), SPLIT
+def extend(parser):
+    parser.add_argument("--no-scores", action="store_true", help="do not score the results")
+    parser.add_argument(
+        "--score-window",
+        type=int,
+        metavar="CELLS",
+        help="score wet windows of this side in LR cells, 0 for whole fields "
+        "(default: whole fields; where truth has gaps windows of 4 cells from x100 on, of 8 below)",
     )
-    state = load_checkpoint(checkpoint)
+
+
+def score(args, config, paths):
+    """Print the score table and write scores.csv; truth is read here, after every field was made."""
+    try:
+        pairs = SRDataset(args.data_folder, SPLIT, dataarray=True, **asdict(config))
+        gaps = bool(pairs[0][1].isnull().any())
+    except DataError as error:
+        log(f"no scores: {error}")
+        return
+    side = args.score_window if args.score_window is not None else gaps * (4 if config.scale >= 100 else 8)
+    table = utils.score_outputs(paths, pairs, config.scale, side=side)
+    rows = table.rows()
+    utils.write_scores(Path(args.out) / "scores.csv", rows)
+    truth = "interpolate" if config.target == "interpolate" and pairs.plans[0].kind != "hr" else config.target
+    log(utils.format_table(rows, target=truth))
+    if args.plots:
+        utils.draw_results(args.out, paths, pairs, table)
+
+
+def main(argv=None):
+    args = utils.downscale_args(__doc__, OUT, argv, extend)
+    checkpoint = args.checkpoint or utils.find_checkpoint(
+        lambda s: file_rank(args.data_folder, SPLIT, s, args.region), SPLIT
+    )
+    state = utils.load_checkpoint(checkpoint)
     config = checkpoint_config(state, args.region, args.units)
     fields = read_lr(args.data_folder, SPLIT, config, state)
     predict = predictor(state, device=args.device, members=args.members, seed=args.seed, tile=args.tile)
     log(
         f"{len(fields)} fields x{config.scale} with {checkpoint} (target {config.target}), {args.members} member(s), seed {args.seed}"
     )
-    downscale_list(fields, predict, args, digest(checkpoint), config)
+    paths = utils.downscale_list(fields, predict, args, utils.digest(checkpoint), config)
+    if not args.no_scores and len(paths) == len(fields):
+        score(args, config, paths)
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    utils.run_stage(main)

@@ -1,32 +1,52 @@
-"""Stage 4: downscale the forecasts ("objective" files) with a trained generator.
+"""Stage 4: downscale the forecasts ("objective" files) with a trained generator, and compare them with what is known.
 
-Reads   {data-folder}/PreObj.json (stage 1) and a checkpoint (stage 2), which holds every setting of the model
-Writes  {out}/NN_pre_sr.nc, NN = position in the list, tp([member,] lat, lon) in mm
+Reads   {data-folder}/PreObj.json (stage 1) and a checkpoint (stage 2); PreEval.json for the analysed days, where there
+Writes  {out}/NN_pre_sr.nc, NN = position in the list, tp([member,] lat, lon) in mm, and scores.csv
 
     python 4downscale_obj.py --members 8
 """
 
-from datasets import checkpoint_config, file_rank, read_lr
+from pathlib import Path
+
+import utils
+from datasets import checkpoint_config, file_rank, open_list, read_lr
 from models import predictor
-from utils import digest, downscale_args, downscale_list, find_checkpoint, load_checkpoint, log, run_stage
+from utils import DataError, log
 
 SPLIT, OUT = "obj", "Data/DataResults/ResultObj"
 
 
+def compare(args, fields, paths):
+    """Print and write the forecasts against their own input (consistency) and against analysed days (skill)."""
+    try:
+        days = open_list(args.data_folder, "eval")
+        analyses = {str(field.time.values)[:10]: field for field in map(days.field, range(len(days)))}
+    except DataError:
+        analyses = {}
+        log("no evaluation list, so the forecasts are compared with their own input only")
+    rows = utils.compare_forecasts(paths, [field.values() for field in fields], analyses)
+    utils.write_scores(Path(args.out) / "scores.csv", rows)
+    log(utils.format_table(rows))
+    if args.plots:
+        utils.draw_forecasts(args.out, paths, [field.values() for field in fields])
+
+
 def main(argv=None):
-    args = downscale_args(__doc__, OUT, argv)
-    checkpoint = args.checkpoint or find_checkpoint(
-        lambda state: file_rank(args.data_folder, SPLIT, state, args.region), SPLIT
+    args = utils.downscale_args(__doc__, OUT, argv)
+    checkpoint = args.checkpoint or utils.find_checkpoint(
+        lambda s: file_rank(args.data_folder, SPLIT, s, args.region), SPLIT
     )
-    state = load_checkpoint(checkpoint)
+    state = utils.load_checkpoint(checkpoint)
     config = checkpoint_config(state, args.region, args.units)
     fields = read_lr(args.data_folder, SPLIT, config, state)
     predict = predictor(state, device=args.device, members=args.members, seed=args.seed, tile=args.tile)
     log(
         f"{len(fields)} fields x{config.scale} with {checkpoint} (target {config.target}), {args.members} member(s), seed {args.seed}"
     )
-    downscale_list(fields, predict, args, digest(checkpoint), config)
+    paths = utils.downscale_list(fields, predict, args, utils.digest(checkpoint), config)
+    if len(paths) == len(fields):
+        compare(args, fields, paths)
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    utils.run_stage(main)

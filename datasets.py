@@ -302,19 +302,18 @@ def canonical(field, path=None, units=None, dataset=None, undecided=None):
     name = str(path) if path else "the field"
     try:
         time, reference = field_times(field, path)
-        tp = _lay_out(field)
-        units = units or _unit_name(field.attrs.get("units")) or undecided or decide_units([_summary(tp.values)])
-        tp.values = _to_mm(tp.values, units, dataset, path)
-        grid = grid_of(tp)
+        values, lats, lons = _lay_out(field)
+        units = units or _unit_name(field.attrs.get("units")) or undecided or decide_units([_summary(values)])
+        values = _to_mm(values, units, dataset, path).astype("float32")
+        grid = Grid.from_centres(lats, lons)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
-    tp = tp.assign_coords(lat=grid.lat, lon=grid.lon).astype("float32")
-    coords = {"time": time, "forecast_reference_time": reference}
-    tp = tp.assign_coords({key: np.datetime64(value, "ns") for key, value in coords.items() if value is not None})
-    tp.attrs = {"units": "mm", "units_in_file": units, "source": Path(path).name if path else "memory"}
+    times = {"time": time, "forecast_reference_time": reference}
+    coords = {key: np.datetime64(value, "ns") for key, value in times.items() if value is not None}
+    attrs = {"units": "mm", "units_in_file": units, "source": Path(path).name if path else "memory"}
     if dataset is not None and "archive" in dataset.attrs:
-        tp.attrs["archive"] = str(dataset.attrs["archive"])
-    return tp
+        attrs["archive"] = str(dataset.attrs["archive"])
+    return xr.DataArray(values, {"lat": grid.lat, "lon": grid.lon, **coords}, ("lat", "lon"), "tp", attrs)
 
 
 def _open(path):
@@ -368,7 +367,7 @@ def _pick(dataset, path):
 
 
 def _lay_out(field):
-    """(lat, lon) float64, north first, lon in [-180, 180)."""
+    """(values (lat, lon), latitudes, longitudes), float64, north first, longitudes in [-180, 180)."""
     lat, lon = _axes(field)
     if lat is None or lon is None or lat not in field.coords or lon not in field.coords:
         raise DataError(
@@ -379,12 +378,11 @@ def _lay_out(field):
         raise DataError(
             f"{field.name or 'field'} has {extra}; expected one field a file: split it, for example with cdo splitsel,1"
         )
-    field = field.isel(dict.fromkeys(extra, 0)).transpose(lat, lon)
     lats, lons = (np.asarray(field[dim].values, "float64") for dim in (lat, lon))
     for name, nodes, limit in (("latitude", lats, 90), ("longitude", lons, 360)):
         if not np.isfinite(nodes).all() or np.abs(nodes).max(initial=0) > limit + 1e-4:
             raise DataError(f"{name} holds values that are no {name}s (limit {limit}); expected degrees")
-    values = np.asarray(field.values, "float64")
+    values = np.asarray(field.variable.transpose(*extra, lat, lon).values, "float64").reshape(len(lats), len(lons))
     lons = np.where(lons >= 180 - 1e-6, lons - 360, lons)
     rows, cols = np.argsort(-lats, kind="stable"), np.argsort(lons, kind="stable")
     values, lats, lons = values[rows][:, cols], lats[rows], lons[cols]
@@ -396,7 +394,7 @@ def _lay_out(field):
         jumps = np.count_nonzero(np.abs(np.diff(order)) != 1)
         if jumps > (name == "longitude"):  # one jump in longitude is a roll from 0..360
             raise DataError(f"{name} is neither ascending nor descending; expected ordered nodes")
-    return xr.DataArray(values, coords={"lat": lats, "lon": lons}, dims=("lat", "lon"), name="tp")
+    return values, lats, lons
 
 
 def field_times(field, path=None):

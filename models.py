@@ -32,7 +32,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "leakyrelu": lambda: nn.LeakyReLU(0.2), "tanh": nn.Tanh}
 NORMS = ("none", "batch")
 DRY = 0.01  # mm: less than this in a pixel is no rain
-EXP_LIMIT = 12.0  # exp(12) mm is beyond any rain; float32 sums of a block stay finite
+EXP_LIMIT = 10.0  # raw values are bounded softly to +-10: exp(10) mm is beyond any rain, exp(-10) mm is none
 TILE_PIXELS = 1_500_000
 VGG_FILE = "vgg19-dcbb9e9d.pth"
 
@@ -200,6 +200,7 @@ class SRConModel(nn.Module):
         """x (N, c_in, h + 2 margin_in, ...), extra: list of (N, ., factor h + 2 margin_mid, ...)."""
         x = self.shuffle(self.up(x))
         x = _trim(x, (self.margin_in - 1) * self.factor - self.margin_mid)
+        extra = [e.to(x.dtype) for e in extra]  # else float32 noise would make all of it float32 under autocast
         return self.last(self.blocks(self.join(torch.cat([x, *extra], 1))))
 
 
@@ -455,9 +456,13 @@ class TruncatedVGG19(nn.Module):
 
     def __init__(self, i, j, weights=None):
         super().__init__()
-        vgg = torchvision.models.vgg19(weights=None)
-        vgg.load_state_dict(torch.load(_vgg_weights(weights), map_location="cpu", weights_only=True))
-        self.features = vgg.features[: _vgg_depth(vgg.features, i, j)].eval().requires_grad_(False)
+        state = torch.load(_vgg_weights(weights), map_location="cpu", weights_only=True)
+        with torch.device("meta"):  # the dense layers, nine tenths of VGG19, are never made
+            whole = torchvision.models.vgg19(weights=None).features
+        whole.load_state_dict(
+            {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}, assign=True
+        )
+        self.features = whole[: _vgg_depth(whole, i, j)].eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
 
@@ -697,7 +702,7 @@ def _vgg_depth(features, i, j):
 
 
 def _exp(raw):
-    return raw.clamp(max=EXP_LIMIT).exp()
+    return (EXP_LIMIT * torch.tanh(raw / EXP_LIMIT)).exp()
 
 
 def _vgg_loss(members, target, pools, vgg):

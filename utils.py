@@ -25,6 +25,8 @@ import scipy.fft
 import scipy.ndimage
 import torch
 import xarray as xr
+from matplotlib import colormaps, colors
+from matplotlib.figure import Figure
 from scores.continuous import additive_bias, correlation, rmse
 from scores.probability import crps_for_ensemble
 from tqdm import tqdm
@@ -41,11 +43,27 @@ REASONS = {
     "lsd_db": "a field without variance, or all with missing pixels",
     "spread_skill": "the mean is exact",
 }
+# One rain scale for every map, mm: of days, and of accumulations of an hour or less. Dry is white, missing grey, and
+# the colours (viridis, reversed) are read the same with every colour vision and in print.
+DAILY, SHORT = (0.1, 1, 2, 5, 10, 25, 50, 100, 250), (0.02, 0.1, 0.2, 0.5, 1, 2, 5, 10, 25, 50)
+STYLES = {
+    "observed": ("black", "-"),
+    "nearest": ("#999999", ":"),
+    "bilinear": ("#E69F00", "--"),
+    "bicubic": ("#56B4E9", "--"),
+    "quantile-matched bilinear": ("#CC79A7", "-."),
+    "RainFARM": ("#009E73", "-"),
+    "ensemble mean": ("#0072B2", "--"),
+    "one member": ("#0072B2", ":"),
+    "ensemble": ("#D55E00", "-"),
+}
 LISTS = {"train": "PreTrain.json", "eval": "PreEval.json", "obj": "PreObj.json"}
 INFO = "PreInfo.json"
 
 __all__ = [
+    "DAILY",
     "QQ_LEVELS",
+    "SHORT",
     "AverageMeter",
     "DataError",
     "NetCDFWriter",
@@ -54,30 +72,43 @@ __all__ = [
     "add_data_arguments",
     "add_dataclass_arguments",
     "adjust_learning_rate",
+    "check_match",
     "clip_gradient",
     "compare_cells",
+    "compare_forecasts",
     "create_data_lists",
     "default_checkpoint",
     "digest",
     "downscale_args",
     "downscale_list",
+    "draw_forecasts",
+    "draw_results",
     "fair_crps",
     "field_times",
     "find_checkpoint",
     "format_table",
+    "levels_for",
     "load_checkpoint",
     "log",
     "lsd",
     "pair_cells",
     "parse_region",
+    "plot_maps",
+    "plot_qq",
+    "plot_scores",
+    "plot_sites",
+    "plot_windows",
     "positive",
     "progress",
     "rainfarm",
     "rapsd",
     "read_info",
     "read_list",
+    "read_output",
     "run_stage",
     "save_checkpoint",
+    "save_figure",
+    "score_outputs",
     "set_aside",
     "upsample",
     "wet_windows",
@@ -583,8 +614,8 @@ def parse_region(region):
     return west, east, south, north
 
 
-def downscale_args(description, out, argv=None):
-    """The options of stages 3 and 4."""
+def downscale_args(description, out, argv=None, extend=None):
+    """The options of stages 3 and 4; `extend(parser)` adds those of one of them."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_arguments(parser)
     parser.add_argument(
@@ -623,6 +654,9 @@ def downscale_args(description, out, argv=None):
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: %(default)s)"
     )
+    parser.add_argument("--plots", action="store_true", help="also draw maps and Q-Q plots as PNG beside the results")
+    if extend:
+        extend(parser)
     args = parser.parse_args(argv)
     args.region = parse_region(args.region) if args.region else None
     return args
@@ -1113,6 +1147,76 @@ def format_table(rows, *, target=None):
     return "\n".join(lines + [f"  {row['name']}: {row['note']}" for row in rows if row.get("note")])
 
 
+def score_outputs(paths, pairs, scale, *, side=0):
+    """ScoreTable of downscaled files beside the truth of their days.
+
+    Quantile matching is fitted on the other days of the list. The thresholds of FSS are 1, 10 and 50 mm, or 0.1, 1 and
+    5 mm where the wettest thousandth of the first day is below 20 mm (short accumulations).
+
+    Args: paths: NN_pre_sr.nc in list order. pairs: sequence of (lr, hr) DataArrays (SRDataset with dataarray=True).
+        side: score wet windows of this side in LR cells, as the published radar bars; 0: whole fields.
+    Raises: DataError: an output is on another grid than its truth, or of another day.
+    """
+    matcher, first = QuantileMatcher(scale), pairs[0][1].values
+    for index in range(len(paths)):
+        lr, hr = pairs[index]
+        matcher.add(lr.values, hr.values, day=index)
+    low = levels_for(first) is SHORT
+    table = ScoreTable(
+        scale, thresholds=(0.1, 1.0, 5.0) if low else (1.0, 10.0, 50.0), matcher=matcher, stride=7 if side else 1
+    )
+    for index, path in enumerate(progress(paths, "scoring")):
+        (lr, hr), sr = pairs[index], read_output(path)
+        check_match(path, sr, hr)
+        if side:
+            table.add_windows(sr.values, hr.values, lr.values, day=index, side=side)
+        else:
+            table.add(sr.values, hr.values, lr.values, day=index)
+    return table
+
+
+def read_output(path):
+    """`tp` of one output of stages 3 to 5, in memory. Raises DataError: not there."""
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such output; stages 3 and 4 (pre_sr) or 5 (pre_lr, pre_hr) make it")
+    with xr.open_dataset(path) as file:
+        return file["tp"].load().assign_attrs(file.attrs)
+
+
+def check_match(path, sr, hr):
+    """Raises DataError where an output and its truth differ in cells or in valid time: scores of two days, or of two
+    places, would be believed."""
+    for name in ("lat", "lon"):
+        if sr.sizes[name] != hr.sizes[name] or np.abs(sr[name].values - hr[name].values).max() > 1e-4:
+            raise DataError(
+                f"{path}: {name} {span(sr[name])} is not the truth's {span(hr[name])}; made from another list or region?"
+            )
+    if "time" in sr.coords and "time" in hr.coords and sr.time.values != hr.time.values:
+        raise DataError(
+            f"{path}: is of {str(sr.time.values)[:16]}, its place in the list of {str(hr.time.values)[:16]}; run the stage again"
+        )
+
+
+def span(axis):
+    """First, last and number of nodes, in words."""
+    return f"{float(axis[0]):g}..{float(axis[-1]):g} ({axis.size})"
+
+
+def compare_forecasts(paths, inputs, analyses):
+    """Rows of compare_cells: forecasts against their own input, and against the analysed days of the same dates.
+
+    Args: paths: NN_pre_sr.nc. inputs: their LR DataArrays. analyses: {date "YYYY-MM-DD": DataArray} of analysed days.
+    """
+    outputs = [read_output(path) for path in paths]
+    rows = [
+        compare_cells("consistency: own input", [pair_cells(sr, lr) for sr, lr in zip(outputs, inputs, strict=True)])
+    ]
+    dated = [(sr, analyses.get(str(sr.time.values)[:10])) for sr in outputs]
+    pairs = [pair_cells(sr, day) for sr, day in dated if day is not None]
+    rows += [compare_cells("skill: analysed day", pairs)] if pairs else []
+    return rows
+
+
 def write_scores(path, rows):
     """Write rows (dicts) as CSV, whole or not at all."""
     with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
@@ -1215,3 +1319,307 @@ def _cell_weights(pixels, nodes, step):
     number = round(step / np.abs(np.diff(pixels)).mean())
     whole = np.flatnonzero(inside.sum(1) == number)
     return inside[whole] / number, whole
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def draw_results(out, paths, pairs, table):
+    """Maps of every day and the curves of a ScoreTable as PNG in {out}/plots."""
+    folder = Path(out) / "plots"
+    for index, path in enumerate(progress(paths, "drawing")):
+        (lr, hr), sr = pairs[index], read_output(path)
+        save_figure(plot_maps(lr, sr, hr, levels=levels_for(hr)), folder / f"{index:02d}_maps.png")
+    save_figure(
+        plot_scores(table.curves(), caption=f"{len(paths)} files", archive=pairs[0][1].attrs.get("archive")),
+        folder / "scores.png",
+    )
+    log(f"drew {len(paths)} maps and scores.png in {folder}")
+
+
+def draw_forecasts(out, paths, inputs):
+    """Maps of every forecast, and the Q-Q plots at its cells against its own input, as PNG in {out}/plots."""
+    folder, cells = Path(out) / "plots", []
+    for index, (path, lr) in enumerate(zip(progress(paths, "drawing"), inputs, strict=True)):
+        sr = read_output(path)
+        save_figure(plot_maps(lr, sr, levels=levels_for(sr)), folder / f"{index:02d}_maps.png")
+        cells.append(pair_cells(sr, lr))
+    made, known = (np.concatenate(values, -1) for values in zip(*cells, strict=True))
+    figure = plot_qq(
+        known,
+        made,
+        caption="forecasts at their own cells",
+        archive=inputs[0].attrs.get("archive"),
+        names=("own input", "downscaled"),
+    )
+    save_figure(figure, folder / "qq_own_input.png")
+    log(f"drew {len(paths)} maps and qq_own_input.png in {folder}")
+
+
+def levels_for(field):
+    """DAILY, or SHORT where the wettest thousandth of a field is below 20 mm."""
+    return SHORT if float(np.nanquantile(field, 0.999)) < 20 else DAILY
+
+
+def plot_maps(lr, sr, hr=None, *, caption="", levels=DAILY, members=3):
+    """Maps of the input, the truth if there is one, members, their mean and spread (standard deviation), north up.
+
+    Args: lr (lat, lon), sr ([member,] lat, lon), hr (lat, lon): DataArrays, mm, NaN = missing. caption: what the files
+        do not say of themselves. levels: DAILY or SHORT, mm.
+    Returns: a matplotlib Figure; save_figure writes it.
+    """
+    panels = {"input (LR)": lr} | ({} if hr is None else {"truth (HR)": hr})
+    if "member" in sr.dims:
+        panels |= {f"member {m + 1}": sr.isel(member=m) for m in range(min(members, sr.sizes["member"]))}
+        panels |= {"mean of members": sr.mean("member"), "spread of members": sr.std("member", ddof=1)}
+    else:
+        panels["downscaled (SR)"] = sr
+    height = lr.sizes["lat"] / lr.sizes["lon"]
+    columns = min(len(panels), 4 if height < 2 else 7)
+    figure, axes = _figure(
+        -(-len(panels) // columns), columns, (min(3.4, 9 / height + 0.5), min(3.2 * height, 9) + 0.3)
+    )
+    colours = _rain_colours(levels)
+    for ax, (title, field) in zip(axes.flat, panels.items(), strict=False):
+        image = _draw_map(ax, field, title, colours)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    figure.colorbar(image, ax=axes, format="%g", label="rain, mm", aspect=40, pad=0.02)
+    said = [str(sr.coords["time"].values)[:16]] if "time" in sr.coords else []
+    said += [sr.attrs[key] for key in ("source", "source_file") if sr.attrs.get(key)]
+    said.append(f"{sr.sizes['lat']} x {sr.sizes['lon']} pixels, {sr.sizes.get('member', 1)} member(s)")
+    return _sign(figure, "; ".join([caption] * bool(caption) + said), sr.attrs.get("archive"))
+
+
+def plot_windows(lr, hr, members, *, levels=None):
+    """Input, truth and members of one training window: lr (h, w), hr (H, W), members (M, H, W), mm, tensors or arrays."""
+    lr, hr, members = (
+        np.asarray(a.detach().cpu() if hasattr(a, "detach") else a, np.float32) for a in (lr, hr, members)
+    )
+    colours = _rain_colours(levels or (DAILY if np.nanmax(hr) > SHORT[-1] else SHORT))
+    panels = {"input": lr, "truth": hr} | {f"member {m + 1}": field for m, field in enumerate(members[:3])}
+    figure, axes = _figure(1, len(panels), (3, 3))
+    for ax, (title, field) in zip(axes.flat, panels.items(), strict=True):
+        image = ax.imshow(field, cmap=colours[0], norm=colours[1], interpolation="nearest")
+        ax.set(title=title, xticks=[], yticks=[])
+    figure.colorbar(image, ax=axes, format="%g", label="rain, mm")
+    return figure
+
+
+def plot_qq(truth, members, *, caption="", archive=None, names=("truth", "downscaled")):
+    """Pooled Q-Q plot, 1 to 99.9 %, of members (M, ...) against truth (...), mm, each member a line, on log axes."""
+    figure, axes = _figure(1, 1, (4.5, 4.5))
+    truth, members = np.asarray(truth), np.asarray(members).reshape(len(members), -1)
+    observed = np.nanquantile(truth, QQ_LEVELS[:-1])
+    lines = {f"{names[1]} {m + 1}": np.nanquantile(values, QQ_LEVELS[:-1]) for m, values in enumerate(members)}
+    _qq(axes.flat[0], observed, lines, names)
+    return _sign(figure, f"{caption}; quantiles 1 to 99.9 % of {np.isfinite(truth).sum()} values, mm", archive)
+
+
+def plot_sites(sr, reference, *, caption="", archive=None, names=("reference", "downscaled")):
+    """Q-Q plot at every cell, laid out as on the map: sorted days (or forecasts) of sr against reference.
+
+    Args: sr and reference (time, lat, lon), DataArrays, mm, on the same cells (lat, lon of sr are the titles).
+    """
+    (_, h, w), top = sr.shape, float(max(np.nanmax(sr), np.nanmax(reference), 1e-3)) * 1.05
+    figure, axes = _figure(h, w, (max(9 / max(h, w), 0.8),) * 2, layout=None)
+    figure.subplots_adjust(left=0.08, right=0.98, top=0.93, bottom=0.1, wspace=0.15, hspace=0.35)
+    for i, j in np.ndindex(h, w):
+        ax, pair = axes[i, j], np.stack([field.values[:, i, j] for field in (reference, sr)])
+        ax.plot([0, top], [0, top], color="0.6", lw=0.7)
+        ax.plot(*np.sort(pair[:, np.isfinite(pair).all(0)], axis=1), ".", ms=3, color=STYLES["ensemble"][0])
+        ax.set(xlim=(0, top), ylim=(0, top), aspect="equal")
+        ax.set_title(f"{float(sr.lat[i]):g}N {float(sr.lon[j]):g}E", fontsize=6, pad=2)
+        ax.tick_params(labelsize=5, labelleft=j == 0, labelbottom=i == h - 1, length=2)
+    figure.supxlabel(f"{names[0]}, mm", fontsize=8, y=0.05)
+    figure.supylabel(f"{names[1]}, mm", fontsize=8, x=0.02)
+    return _sign(figure, f"{caption}; {len(sr)} times at {h * w} cells, sorted at each", archive)
+
+
+def plot_scores(curves, *, caption="", archive=None):
+    """Q-Q with bootstrap band, exceedance, spectra, FSS, rank histogram and reliability, from ScoreTable.curves()."""
+    figure, axes = _figure(2, 3, (4.6, 3.9))
+    rows, observed = curves["rows"], curves["rows"]["observed"]
+    names = ("observed",) + tuple(name for name in rows if name not in ("observed", "one member"))
+    models = {name: rows[name] for name in names[1:]}
+    best = "ensemble" if "ensemble" in rows else "one member"
+    _qq(
+        axes[0, 0],
+        observed["quantiles"],
+        {name: row["quantiles"] for name, row in models.items()} | {best: rows[best]["quantiles"]},
+        ("truth", "downscaled"),
+        rows[best]["band"],
+    )
+    for name in dict.fromkeys((*names, best)):
+        colour, style = STYLES[name]
+        axes[0, 1].plot(curves["edges"], rows[name]["exceedance"], color=colour, ls=style, label=name)
+        if rows[name]["spectrum"] is not None:
+            axes[0, 2].plot(
+                np.arange(1, len(rows[name]["spectrum"])), rows[name]["spectrum"][1:], color=colour, ls=style
+            )
+    positive = observed["exceedance"][observed["exceedance"] > 0]
+    axes[0, 1].set(
+        xscale="log",
+        yscale="log",
+        xlabel="rain, mm",
+        ylabel="share of pixels at or above",
+        title="exceedance",
+        xlim=(0.05, 1.5 * max(curves["edges"][len(positive)], 1)),
+        ylim=(positive.min(initial=1) / 3, 1),
+    )
+    axes[0, 1].legend(fontsize=6)
+    axes[0, 2].set(
+        xscale="log", yscale="log", xlabel="wavenumber over the domain", ylabel="power, mm²", title="spectra"
+    )
+    for t, threshold in enumerate(curves["thresholds"]):
+        for name in [n for n in ("nearest", "RainFARM", best) if n in rows]:
+            axes[1, 0].plot(
+                curves["fss_scales"],
+                rows[name]["fss"][t],
+                marker="osd"[t % 3],
+                ls=STYLES[name][1],
+                color=STYLES[name][0],
+                label=f"{name}, {threshold:g} mm",
+            )
+    axes[1, 0].set(xscale="log", ylim=(0, 1), xlabel="window, pixels", ylabel="FSS", title="fractions skill score")
+    axes[1, 0].legend(fontsize=6)
+    _ranks(axes[1, 1], curves.get("ranks"))
+    _reliability(axes[1, 2], curves.get("reliability"), curves["thresholds"])
+    return _sign(
+        figure, f"{caption}; {curves['fields']} fields, {curves['pixels']} pixels; band: 95 %, bootstrap", archive
+    )
+
+
+def save_figure(figure, path):
+    """Write a Figure as PNG, whole or not at all; returns the path."""
+    with whole_file(path) as part:
+        figure.savefig(part, format="png", dpi=110)
+    return Path(path)
+
+
+def _figure(rows, columns, size, layout="constrained"):
+    figure = Figure(figsize=(size[0] * columns + 0.8, size[1] * rows + 0.5), layout=layout)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _sign(figure, caption, archive):
+    figure.text(0.005, 0.002, caption.lstrip("; "), fontsize=7, va="bottom", wrap=True)
+    if figure.get_layout_engine() is not None:
+        figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.91))
+    if archive and "generated" in str(archive).lower():
+        figure.text(
+            0.995, 0.995, "GENERATED SAMPLE, not observations", color="#D55E00", weight="bold", ha="right", va="top"
+        )
+    return figure
+
+
+def _rain_colours(levels):
+    colour = colormaps["viridis_r"].resampled(len(levels)).with_extremes(under="white", over="black", bad="0.75")
+    return colour, colors.BoundaryNorm(levels, len(levels), extend="max")
+
+
+def _draw_map(ax, field, title, colours):
+    field = field.transpose("lat", "lon").sortby("lat", ascending=False)
+    (south, north), (west, east) = (_ends(field[d].values) for d in ("lat", "lon"))
+    image = ax.imshow(
+        field.values,
+        cmap=colours[0],
+        norm=colours[1],
+        extent=(west, east, south, north),
+        interpolation="nearest",
+        aspect=1 / max(np.cos(np.radians((south + north) / 2)), 0.1),
+    )
+    for x, y in _outlines():
+        ax.plot(x, y, color="0.25", lw=0.6)
+    ax.set(xlim=(west, east), ylim=(south, north), xlabel="longitude, degrees east", ylabel="latitude, degrees north")
+    ax.set_title(f"{title}\nmean {float(field.mean()):.2f}, max {float(field.max()):.1f} mm", fontsize=8)
+    ax.locator_params(axis="x", nbins=4)
+    ax.label_outer()
+    return image
+
+
+def _ends(centres):
+    half = abs(centres[-1] - centres[0]) / max(len(centres) - 1, 1) / 2 or 0.5
+    return centres.min() - half, centres.max() + half
+
+
+def _outlines():
+    """Coast and border lines, as (lon, lat), from what cartopy holds on this machine: nothing is fetched."""
+    try:
+        import cartopy
+        from cartopy.io.shapereader import Reader
+
+        roots = {cartopy.config.get(key) for key in ("pre_existing_data_dir", "data_dir", "repo_data_dir")} - {None, ""}
+        names = ("physical/ne_50m_coastline.shp", "cultural/ne_50m_admin_0_boundary_lines_land.shp")
+        files = {
+            name: Path(root, "shapefiles/natural_earth", name)
+            for root in roots
+            for name in names
+            if Path(root, "shapefiles/natural_earth", name).exists()
+        }
+        return [
+            line.xy
+            for file in files.values()
+            for shape in Reader(str(file)).geometries()
+            for line in getattr(shape, "geoms", [shape])
+        ]
+    except Exception:  # a broken installation must not cost the picture
+        return []
+
+
+def _qq(ax, observed, lines, names, band=None):
+    floor, top = 0.1, 1.3 * max(1, *(np.nanmax(q) for q in (observed, *lines.values())))
+    ax.plot([floor, top], [floor, top], color="0.6", lw=0.8)
+    if band is not None:
+        ax.fill_between(observed, *band, color=STYLES["ensemble"][0], alpha=0.25, lw=0)
+    for name, quantiles in lines.items():
+        colour, style = STYLES.get(name, (STYLES["ensemble"][0], "-"))
+        ax.plot(observed, quantiles, color=colour, ls=style, lw=1.2, label=name)
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlim=(floor, top),
+        ylim=(floor, top),
+        aspect="equal",
+        title="Q-Q, 1 to 99.9 %",
+        xlabel=f"{names[0]}, mm",
+        ylabel=f"{names[1]}, mm",
+    )
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    ax.legend(fontsize=6)
+
+
+def _ranks(ax, ranks):
+    ax.set(title="rank of the truth", xlabel="members below it", ylabel="share, 1 = reliable")
+    if ranks is None:
+        ax.text(0.5, 0.5, "needs an ensemble", ha="center", transform=ax.transAxes)
+        return
+    ax.bar(np.arange(len(ranks)), ranks / ranks.sum() * len(ranks), color=STYLES["ensemble mean"][0])
+    ax.axhline(1, color="0.3", lw=0.8)
+
+
+def _reliability(ax, reliability, thresholds):
+    ax.plot([0, 1], [0, 1], color="0.6", lw=0.8)
+    ax.set(
+        title="reliability",
+        xlabel="share of members with the event",
+        ylabel="observed frequency",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
+    for t, counts in enumerate(() if reliability is None else reliability):
+        enough = counts[:, 0] >= 50  # fewer pixels than this are noise
+        share = np.linspace(0, 1, len(counts))[enough]
+        ax.plot(
+            share,
+            counts[enough, 1] / counts[enough, 0],
+            marker="osd"[t % 3],
+            label=f"{thresholds[t]:g} mm",
+            color=("#0072B2", "#D55E00", "#009E73")[t % 3],
+        )
+    if reliability is not None:
+        ax.legend(fontsize=6)
+    else:
+        ax.text(0.5, 0.5, "needs an ensemble", ha="center", transform=ax.transAxes)

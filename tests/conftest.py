@@ -1,0 +1,158 @@
+"""What the tests share: the stages as functions, files in every layout, and one small archive with tiny models.
+
+    from conftest import run, write_nc
+    run(5, "--split", "eval", "--data-folder", "lists")
+"""
+
+import functools
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import netCDF4  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import xarray as xr  # noqa: E402
+
+torch.set_num_threads(1)
+DATA = ROOT.parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the real files in ../shared/data, which are not here")
+
+REGION = (106, 110, 26, 30)
+TINY = [
+    *("--channels", 8, "--blocks", 1, "--noise-channels", 1, "--batch", 2, "--window", 4, 5),
+    *("--discriminator-channels", 4, "--content-steps", 4, "--epoch-steps", 2, "--valid-windows", 2),
+]
+
+
+@functools.cache
+def stage(number):
+    """The globals of a numbered script, imported as a module would be."""
+    (path,) = ROOT.glob(f"{number}*.py")
+    return runpy.run_path(str(path))
+
+
+def run(number, *argv):
+    """main(argv) of a numbered script in this process; its return value is the exit code."""
+    return stage(number)["main"]([str(word) for word in argv])
+
+
+def rain(shape, seed=0, wettest=40.0):
+    """Intermittent rain, mm, in steps of 1/256 so that sums are exact."""
+    rng = np.random.default_rng(seed)
+    field = rng.gamma(0.4, 1.0, shape) * (rng.random(shape) > 0.3)
+    return np.round(field / field.max() * wettest * 256) / 256
+
+
+def nodes(first, last, step):
+    """Nodes first..last without accumulated error."""
+    return np.round(np.arange(round((last - first) / step) + 1) * step + first, 6)
+
+
+def write_nc(path, values, lat, lon, *, name="tp", dims=("lat", "lon"), attrs=None, coords=None, encoding=None, **more):
+    """A NetCDF file of values (lat, lon); dims names latitude and longitude in the order they are stored in.
+
+    more: global attributes. coords: further coordinates. attrs and encoding: of the variable.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flip = dims[0].lower() in ("lon", "longitude", "x")
+    lat_name, lon_name = dims[::-1] if flip else dims
+    file = xr.Dataset(
+        {name: (dims, np.asarray(values).T if flip else values, attrs or {})},
+        coords={lat_name: np.asarray(lat), lon_name: np.asarray(lon), **(coords or {})},
+        attrs=more,
+    )
+    file.to_netcdf(path, encoding={name: encoding or {}})
+    return path
+
+
+def write_plain(path, dims, variables, attrs=None):
+    """A file by netCDF4 alone: dims {name: size}, variables {name: (kind, dims, values, attributes)}."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with netCDF4.Dataset(path, "w") as file:
+        file.setncatts(attrs or {})
+        for name, size in dims.items():
+            file.createDimension(name, size)
+        for name, (kind, where, values, words) in variables.items():
+            variable = file.createVariable(name, kind, where, fill_value=words.pop("_FillValue", None))
+            variable.setncatts(words)
+            variable.set_auto_maskandscale(False)
+            variable[...] = values
+    return Path(path)
+
+
+def read_out(path):
+    """The `tp` of an output, decoded by xarray."""
+    with xr.open_dataset(path) as file:
+        return file["tp"].load()
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """Training takes over three signals; give them back."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def workdir(tmp_path, monkeypatch):
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make_archive(folder, train_days=6, eval_days=3, forecasts=3):
+    """Days at 1 degree (lon, lat) in mm, forecasts at 0.4 degree in metres, truth at 0.1 degree: no attributes, as the user's."""
+    lat, lon = nodes(20, 36, 1)[::-1], nodes(100, 116, 1)
+    fine_lat, fine_lon = nodes(23.55, 32.45, 0.1)[::-1], nodes(103.55, 112.45, 0.1)
+    for name, first, count in (("Train", "1950-08-01", train_days), ("Eval", "2023-08-01", eval_days)):
+        for k in range(count):
+            day = str(np.datetime64(first) + k).replace("-", "_")
+            write_nc(folder / f"Data{name}/{day}.nc", rain((17, 17), k), lat, lon, dims=("lon", "lat"))
+            truth = rain((90, 90), 100 + k)
+            write_nc(folder / f"Hr{name}/{day}.nc", truth, fine_lat, fine_lon, attrs={"units": "mm"})
+    for k in range(forecasts):
+        values = (rain((21, 21), 200 + k) / 1000).astype("float32")
+        write_nc(folder / f"DataObj/2023_08_1{k}_18_08_1{k + 1}_x.nc", values, nodes(24, 32, 0.4)[::-1], nodes(104, 112, 0.4))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    """A small archive, its lists, and tiny models x10 and x4 (interpolate) and x10 (coarsen), as the stages make them.
+
+    Read only: tests that write take another --out.
+    """
+    home = make_archive(tmp_path_factory.mktemp("project"))
+    before = os.getcwd()
+    os.chdir(home)
+    try:
+        for name in ("Train", "Eval", "Obj"):
+            (home / "Data").mkdir(exist_ok=True)
+            (home / f"Data{name}").rename(home / f"Data/Data{name}")
+        run(1)
+        run(1, "--train-folders", "HrTrain", "--eval-folders", "HrEval", "--output-folder", "Data/JsonHr")
+        run(2, "--hr-step", 0.1, *TINY)
+        run(2, "--hr-step", 0.1, "--lr-step", 1, "--target", "coarsen", "--data-folder", "Data/JsonHr", *TINY)
+    finally:
+        os.chdir(before)
+    models = home / "Data/SavedModels"
+    return SimpleNamespace(
+        home=home,
+        lists=home / "Data/JsonPath",
+        hr_lists=home / "Data/JsonHr",
+        x10=models / "pre_srgan_x10.pth",
+        x4=models / "pre_srgan_x4.pth",
+        coarsen=models / "pre_srgan_coarsen_x10.pth",
+    )
