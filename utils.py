@@ -801,7 +801,8 @@ class QuantileMatcher:
         source, target = (np.append(0, np.cumsum(c)) / c.sum() for c in counts)
         top = EDGES[np.flatnonzero(counts[1])[-1] + 1]  # nothing beyond what HR ever held
         mapped = np.interp(np.interp(field, EDGES, source), target, np.minimum(EDGES, top))
-        return np.where(mapped < EDGES[1], 0, mapped).astype(np.float32)  # NaN stays NaN
+        dry = (mapped < EDGES[1]) | (field <= 0)  # dry stays dry, NaN stays NaN
+        return np.where(dry, 0, mapped).astype(np.float32)
 
 
 def fair_crps(members, truth):
@@ -927,14 +928,14 @@ class ScoreTable:
             "rows": {},
         }
         observed = self._totals("observed", weights)
-        for name, sample in self.samples.items():
+        for name in self.samples:
             totals = self._totals(name, weights)
             drawn = [_histogram_quantile(counts, levels).mean(0) for counts in totals["histogram"][1:]]
             counts = totals["histogram"][0].sum(0)
             curves["rows"][name] = {
-                "quantiles": np.quantile(np.concatenate(sample, 1), levels, axis=1).mean(1),
+                "quantiles": self._quantiles(name)[:, :-1].mean(0),
                 "band": np.quantile(drawn, (0.5 - level / 2, 0.5 + level / 2), axis=0) if drawn else None,
-                "exceedance": 1 - np.cumsum(counts) / counts.sum(),  # share of pixels >= edges
+                "exceedance": 1 - np.cumsum(counts) / max(counts.sum(), 1),  # share of pixels >= edges
                 "spectrum": totals["spectrum"][0] if "spectrum" in totals else None,
                 "fss": _fss(_pick(totals, 0), observed["fss"][0]) if "cross" in totals else None,
             }
@@ -1040,15 +1041,17 @@ class ScoreTable:
             for key, zero in zeros.items()
         }
 
+    def _quantiles(self, name):
+        """(M, levels), mm, at QQ_LEVELS; NaN where no pixel was added."""
+        values = np.concatenate(self.samples[name], 1)
+        if not values.size:
+            return np.full((len(values), len(QQ_LEVELS)), np.nan)
+        return np.quantile(values, QQ_LEVELS, axis=1).T
+
     def _row(self, name, weights, observed, ends):
         totals = self._totals(name, weights)
         labels = [f"{t:g}mm_{k}px" for t in self.thresholds for k in self.fss_scales]
-        exact, truth = (
-            np.quantile(np.concatenate(self.samples[n], 1), QQ_LEVELS, axis=1).T
-            if totals["sums"][0][0]
-            else np.full((1, len(QQ_LEVELS)), np.nan)
-            for n in (name, "observed")
-        )
+        exact, truth = self._quantiles(name), self._quantiles("observed")
         point = _summary(_pick(totals, 0), _pick(observed, 0), exact, truth, labels)
         draws = [
             _summary(
