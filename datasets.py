@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -75,7 +75,9 @@ class DataConfig:
             raise DataError(f"target {self.target!r}: expected one of {', '.join(TARGETS)}")
         if self.units not in ("auto", *UNITS):
             raise DataError(f"units {self.units!r}: expected auto or one of {', '.join(UNITS)}")
-        if not (self.lr_step > 0 and self.hr_step > 0) or (ratio(self.lr_step) / ratio(self.hr_step)).denominator != 1:
+        if not all(1e-3 <= step <= 180 for step in (self.lr_step, self.hr_step)):
+            raise DataError(f"lr step {self.lr_step:g} and hr step {self.hr_step:g}: expected 0.001 to 180 degrees")
+        if (ratio(self.lr_step) / ratio(self.hr_step)).denominator != 1:
             raise DataError(f"lr step {self.lr_step:g} over hr step {self.hr_step:g}: the scale must be a whole number")
         if self.scale < 2:
             raise DataError(f"lr step {self.lr_step:g} and hr step {self.hr_step:g}: the scale must be 2 or more")
@@ -113,6 +115,13 @@ class Grid:
     step: Fraction
     rows: int
     cols: int
+
+    @cached_property
+    def _hash(self):
+        return hash((self.north, self.west, self.step, self.rows, self.cols))
+
+    def __hash__(self):  # hashing fractions is slow, and grids key the caches below
+        return self._hash
 
     @property
     def south(self):
@@ -325,22 +334,32 @@ def _open(path):
     try:
         return xr.open_dataset(path, decode_times=False, cache=False)
     except Exception as error:  # every backend raises its own kinds for a damaged file
-        raise DataError(
-            f"{path}: cannot be read as NetCDF ({str(error).splitlines()[0][:120]}); is it complete? try ncdump -h"
-        ) from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path, error):
+    words = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return DataError(f"{path}: cannot be read as NetCDF ({words}); is it complete? try ncdump, or fetch it again")
 
 
 def _axis(field, names, standard, direction):
-    """The dimension of `field` that is latitude (or longitude), by name or by CF attributes."""
+    """The dimension of `field` that is latitude (or longitude), by name or by CF attributes.
+
+    A dimension whose attributes say that it is something else (a projection, a rotated pole, the other axis, radians)
+    is none, whatever its name.
+    """
+    compass = ("north", "n") if direction == "Y" else ("east", "e")
+    own = {f"{degree}_{d}" for degree in ("degree", "degrees") for d in compass}
     for dim in field.dims:
         attrs = field[dim].attrs if dim in field.coords else {}
+        said = {key: str(attrs.get(key, "")).strip().lower() for key in ("standard_name", "axis", "units")}
         if (
-            dim.lower() in names
-            or attrs.get("standard_name") == standard
-            or attrs.get("axis") == direction
-            or str(attrs.get("units", "")).lower()
-            in (f"degrees_{d}" for d in (("north", "n") if direction == "Y" else ("east", "e")))
+            said["standard_name"] not in ("", standard)
+            or said["axis"] not in ("", direction.lower())
+            or said["units"] not in ("", "degree", "degrees", *own)
         ):
+            continue
+        if dim.lower() in names or said["standard_name"] == standard or said["axis"] or said["units"] in own:
             return dim
     return None
 
@@ -355,7 +374,18 @@ def _pick(dataset, path):
     fields = [name for name, var in dataset.data_vars.items() if None not in _axes(var) and var.dtype.kind in "fiu"]
     found = named or fields
     if len(found) == 1:
-        return dataset[found[0]]
+        field = dataset[found[0]]
+        mapping = field.attrs.get("grid_mapping", field.encoding.get("grid_mapping"))
+        kind = dataset[mapping].attrs.get("grid_mapping_name") if mapping in dataset.variables else None
+        if kind not in (None, "latitude_longitude"):
+            raise DataError(
+                f"{path}: {found[0]} is on a grid of mapping {kind}; expected latitude and longitude: regrid it, for "
+                "example with cdo remapbil"
+            )
+        try:  # damage inside shows while values are read
+            return field.load()
+        except Exception as error:
+            raise _damaged(path, error) from None
     there = (
         ", ".join(f"{name}{tuple(var.dims)}" for name, var in dataset.data_vars.items())
         or "no variable (groups are not read)"
@@ -370,9 +400,19 @@ def _lay_out(field):
     """(values (lat, lon), latitudes, longitudes), float64, north first, longitudes in [-180, 180)."""
     lat, lon = _axes(field)
     if lat is None or lon is None or lat not in field.coords or lon not in field.coords:
-        raise DataError(
-            f"{field.name or 'field'} has dimensions {tuple(field.dims)}; expected latitude and longitude with coordinates"
+        there = ", ".join(
+            f"{dim} ({' '.join(str(field[dim].attrs[k]) for k in ('standard_name', 'axis', 'units') if k in field[dim].attrs)})"
+            if dim in field.coords
+            else f"{dim} (no coordinate)"
+            for dim in field.dims
         )
+        raise DataError(
+            f"{field.name or 'field'} has dimensions {there or 'none'}; expected latitude and longitude in degrees, each with a "
+            "coordinate; regrid a projected file, for example with cdo remapbil"
+        )
+    for what in (field, field[lat], field[lon]):
+        if what.dtype.kind not in "fiu":
+            raise DataError(f"{what.name} holds {what.dtype}, expected numbers")
     extra = {dim: size for dim, size in field.sizes.items() if dim not in (lat, lon)}
     if any(size != 1 for size in extra.values()):
         raise DataError(
@@ -383,7 +423,7 @@ def _lay_out(field):
         if not np.isfinite(nodes).all() or np.abs(nodes).max(initial=0) > limit + 1e-4:
             raise DataError(f"{name} holds values that are no {name}s (limit {limit}); expected degrees")
     values = np.asarray(field.variable.transpose(*extra, lat, lon).values, "float64").reshape(len(lats), len(lons))
-    lons = np.where(lons >= 180 - 1e-6, lons - 360, lons)
+    lons = np.where(lons >= 180 - 1e-6, lons - 360, np.where(lons < -180 - 1e-6, lons + 360, lons))
     rows, cols = np.argsort(-lats, kind="stable"), np.argsort(lons, kind="stable")
     values, lats, lons = values[rows][:, cols], lats[rows], lons[cols]
     if len(lons) > 1 and lons[1] - lons[0] < 1e-6 and np.array_equal(values[:, 0], values[:, 1], equal_nan=True):
@@ -403,7 +443,8 @@ def field_times(field, path=None):
     Raises: DataError: neither gives a date.
     """
     reference = _decode(field, "forecast_reference_time")
-    time = _decode(field, "valid_time") or _decode(field, "time")
+    valid, plain = _decode(field, "valid_time"), _decode(field, "time")
+    time = plain if valid is None else valid
     named = name_times(Path(path).stem) if path else None
     if time is None and named is None and path:
         raise DataError(
@@ -422,6 +463,8 @@ def name_times(stem):
     if not parts:
         return None
     year, month, day, hour, valid_month, valid_day, clock_hour, clock_minute = parts.groups()
+    if not 1678 <= int(year) < 2261:
+        return None
     try:
         issued = np.datetime64(f"{year}-{month}-{day}T{hour or clock_hour or '00'}:{clock_minute or '00'}", "ns")
         if not valid_month:
@@ -445,10 +488,16 @@ def _decode(field, name):
     elif " since " in units:
         try:
             date = cftime.num2date(float(value), units, calendar)
-        except (ValueError, OverflowError):
-            raise DataError(f"{name} {value} in {units!r} (calendar {calendar}) is no date") from None
+            date.isoformat()
+        except (ValueError, OverflowError, TypeError, AttributeError):  # a missing value decodes to a masked one
+            raise DataError(
+                f"{name} {value} in {units!r} (calendar {calendar}) is no date; expected a number, "
+                "like 0 in 'days since 2023-08-01'"
+            ) from None
     else:
         return None
+    if not 1678 <= date.year < 2262:
+        raise DataError(f"{name} is in the year {date.year}; expected 1678 to 2261, what NetCDF tools hold to the nanosecond")
     try:  # model calendars keep their date; 30 February has none
         return np.datetime64(date.isoformat()[:19], "ns")
     except ValueError:
@@ -528,13 +577,20 @@ def _to_mm(values, units, dataset, path):
 def _period(units, dataset, path):
     """Seconds that a rate stands for: its time bounds, else one day where the name says a day."""
     for name in ("time_bnds", "time_bounds"):
-        if dataset is not None and name in dataset and "since" in str(dataset["time"].attrs.get("units", "")):
-            unit = str(dataset["time"].attrs["units"]).split()[0].rstrip("s")
-            seconds = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}.get(unit)
-            if seconds:
-                return float(np.ptp(dataset[name].values)) * seconds
-    times = name_times(Path(path).stem) if path else None
-    if units == "mm day-1" or (times and times[0] == times[0].astype("datetime64[D]")):
+        if dataset is not None and name in dataset:
+            unit = str(dataset["time"].attrs.get("units", "") if "time" in dataset.variables else "").split(" since")[0]
+            seconds = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}.get(unit.strip().lower().rstrip("s"))
+            period = float(np.ptp(np.asarray(dataset[name].values, "float64"))) * (seconds or np.nan)
+            if not period > 0:
+                raise DataError(
+                    f"units {units} are a rate, and {name} gives no period: {dataset[name].values.ravel()} in {unit or 'no unit'}; "
+                    "expected start and end, and a time unit of seconds, minutes, hours or days"
+                )
+            return period
+    stem = Path(path).stem if path else ""
+    times = name_times(stem)
+    clock = re.match(r"\d{4}[_-]\d\d[_-]\d\d[_-]\d{4}(?!\d)", stem)  # 2019_06_10_0000: a time of day, not a day
+    if units == "mm day-1" or (times and not clock):
         return 86400.0
     raise DataError(
         f"units {units} are a rate and the file does not say over which period; add time bounds, or give amounts"
@@ -555,6 +611,14 @@ def inspect_files(paths, units="auto"):
         except DataError as error:
             faults.append(str(error))
     bare = [record for record in records if record["units"] == AS_STORED]
+    for record in bare[:]:  # impossible in metres and in millimetres alike: no witness for the others
+        if record["summary"][0] > MAX_DAILY or record["summary"][3] < PACKING_NOISE:
+            high, low = record["summary"][0], record["summary"][3]
+            faults.append(
+                f"{record['path']}: values from {low:g} to {high:g}, no units attribute; expected 0 to {MAX_DAILY:g} mm, NaN for "
+                "missing (an undeclared fill value? set _FillValue, for example with cdo setmissval)"
+            )
+            bare.remove(record), records.remove(record)
     try:
         decided = decide_units([record["summary"] for record in bare]) if bare else None
     except DataError as error:
@@ -635,7 +699,7 @@ class Plan:
         """(row, column) of the first LR cell, counted from the pole and from 180 W: the same cell whatever the region."""
         return int((90 - self.lr.north) / self.lr.step), int((self.lr.west + 180) / self.lr.step)
 
-    @property
+    @cached_property
     def core(self):
         """The HR cells under LR cells."""
         return self.lr.refine(self.config.scale)
@@ -656,14 +720,28 @@ def plan_pairs(grid, config):
             f"the file's step is {float(grid.step):g} degree; target {config.target} with --lr-step {config.lr_step:g} --hr-step "
             f"{config.hr_step:g} takes files at one of these two steps"
             + (" or coarser" if config.target == "interpolate" else "")
-            + "; a model for such files: python 2train.py "
-            f"--target {config.target} --lr-step {float(grid.step):g} --hr-step {config.hr_step:g}"
+            + f"; a model for such files: {_fitting_command(grid, config)}"
         )
     lr, words = resolve_region(grid, config)
     hr = lr.refine(config.scale)
     if config.region == "all":
         hr = grid.coarsen(ratio(config.hr_step))
     return Plan(grid, lr, hr, kind, words, config)
+
+
+def _fitting_command(grid, config):
+    """The 2train.py command of a model that takes files of this grid: as LR where a whole scale allows it, else as HR."""
+    step, hr = grid.step, ratio(config.hr_step)
+    if step <= hr or (step / hr).denominator != 1:
+        hr = step if step <= hr else step / max(2, round(step / hr))
+    lr = step if step > hr else step * max(2, round(ratio(config.lr_step) / step))
+    return f"python 2train.py --target {config.target} --lr-step {float(lr):g} --hr-step {float(hr):g}"
+
+
+@lru_cache(maxsize=4096)
+def _window(grid, other):
+    """grid.window(other), remembered: windows are drawn by the thousand."""
+    return grid.window(other)
 
 
 @lru_cache(maxsize=64)
@@ -689,14 +767,15 @@ def _weights(north, step, count, out_north, out_step, out_count):
     return first, last, matrix
 
 
-def interpolate(field, source, out):
+def interpolate(field, source, out, rows=slice(None), cols=slice(None)):
     """Bilinear interpolation between cell centres; a pixel is missing where the cell that holds it is.
 
-    Args: field (h, w) on grid `source`. out: Grid inside it.
-    Returns: (H, W) float32 on `out`.
+    Args: field (h, w) on grid `source`. out: Grid inside it. rows, cols: the part of `out` to make.
+    Returns: (H, W) float32 on that part.
     """
     top, bottom, down = _weights(source.north, source.step, source.rows, out.north, out.step, out.rows)
     left, right, across = _weights(-source.west, source.step, source.cols, -out.west, out.step, out.cols)
+    down, across = down[rows], across[cols]
     part = np.asarray(field[top:bottom, left:right], "float32")
     valid = np.isfinite(part)
     if valid.all():
@@ -803,7 +882,7 @@ class Archive:
             index.append(
                 {
                     "offset": offset,
-                    "grid": [str(v) for v in vars(grid_of(tp)).values()],
+                    "grid": [str(v) for v in astuple(grid_of(tp))],
                     "attrs": tp.attrs,
                     "times": {
                         k: str(tp.coords[k].values) for k in ("time", "forecast_reference_time") if k in tp.coords
@@ -858,7 +937,7 @@ def _load_cache(stem):
     """(index, memory map) of a complete cache, else None."""
     try:
         index = json.loads(stem.with_suffix(".json").read_text())
-        return index, np.load(stem.with_suffix(".npy"), mmap_mode="r")
+        return index, np.load(stem.with_suffix(".npy"), mmap_mode="r").view(np.ndarray)
     except (OSError, ValueError):
         return None
 
@@ -963,38 +1042,37 @@ class SRDataset(torch.utils.data.Dataset):
     def __len__(self):
         return len(self.files)
 
-    def hr(self, i, box=None):
-        """HR of file i on plan.hr, or on the Grid `box` inside it; float32 (H, W)."""
-        plan, box = self.plans[i], box or self.plans[i].hr
+    def _truth(self, i, grid):
+        """HR of file i on `grid`, as a view where a file holds it, else None (it is then an interpolation)."""
+        plan = self.plans[i]
         if self.truth is not None:
-            grid = self.truth.grids[i]
-            return np.array(self.truth.values(i)[_guarded(self.truth.paths[i], grid.window, box)], "float32")
+            return self.truth.values(i)[_guarded(self.truth.paths[i], _window, self.truth.grids[i], grid)]
         if plan.kind == "hr":
-            return np.array(self.files.values(i)[plan.source.window(box)], "float32")
+            return self.files.values(i)[_window(plan.source, grid)]
         if self.config.target != "interpolate":
             raise DataError(
                 f"{self.files.paths[i]}: holds {float(plan.source.step):g} degree cells, so there is no truth for target "
                 f"{self.config.target}; use files at {self.config.hr_step:g} degree, or target interpolate"
             )
-        return interpolate(self.files.values(i), plan.source, box)
+        return None
 
-    def lr(self, i, box):
-        """LR of file i under the HR cells `box`: the file's own, which in pairs is not the block mean of HR."""
-        plan = self.plans[i]
-        cells = Grid(box.north, box.west, plan.lr.step, box.rows // self.config.scale, box.cols // self.config.scale)
-        return lr_of(self.files.values(i), replace(plan, lr=cells))
+    def hr(self, i):
+        """HR of file i on plan.hr, float32 (H, W)."""
+        plan, values = self.plans[i], self._truth(i, self.plans[i].hr)
+        return interpolate(self.files.values(i), plan.source, plan.hr) if values is None else np.array(values, "float32")
 
-    def hr_look(self, i, box):
-        """A cheap look at HR over `box`, enough to see how wet it is and whether pixels are missing."""
-        plan = self.plans[i]
-        if self.truth is not None:
-            return self.truth.values(i)[self.truth.grids[i].window(box)][::8, ::8]
-        values = self.files.values(i)
-        return values[plan.source.window(box)][::8, ::8] if plan.kind == "hr" else lr_of(values, plan)
+    def crop(self, i, rows, cols):
+        """HR of file i on these rows and columns (slices) of the LR cells' area, plan.core; float32, maybe a view."""
+        plan, values = self.plans[i], self._truth(i, self.plans[i].core)
+        return interpolate(self.files.values(i), plan.source, plan.core, rows, cols) if values is None else values[rows, cols]
+
+    def lr(self, i):
+        """LR of file i on plan.lr, float32 (h, w)."""
+        return lr_of(self.files.values(i), self.plans[i])
 
     def __getitem__(self, i):
         plan = self.plans[i]
-        lr, hr = lr_of(self.files.values(i), plan), self.hr(i)
+        lr, hr = self.lr(i), self.hr(i)
         if not self.dataarray:
             return lr, hr
         like = self.files.field(i)
@@ -1017,7 +1095,7 @@ class Windows:
         out. wet: choose wet places. turn: turn and flip. amounts: largest factor on the amounts (1: none).
     """
 
-    CANDIDATES, WET, LONG_LIST = 24, 0.02, 20
+    CANDIDATES, WET, LONG_LIST = 48, 0.02, 20
 
     def __init__(
         self, dataset, *, sides=None, crop=0, part="train", valid_share=0.1, wet=True, turn=True, amounts=1.0, seed=0
@@ -1054,45 +1132,42 @@ class Windows:
 
     def _draw(self, step, sample, shape, box):
         """(lr, hr of the crop, file name) of one sample."""
-        rng = np.random.default_rng([self.seed, step, self.part == "valid", sample])
+        rng, s = np.random.default_rng([self.seed, step, self.part == "valid", sample]), self.scale
+        top, bottom, left, right = (n * s for n in box)
         for _ in range(100):
-            places = [self._place(rng, shape) for _ in range(self.CANDIDATES)]
-            looks = [self.dataset.hr_look(i, self._crop(grid, box)) for i, grid in places]
-            weights = np.array(
-                [0 if np.isnan(look).any() else (look > self.WET).mean() * self.wet + 0.01 for look in looks]
-            )
+            places = [self._place(rng, shape) for _ in range(self.CANDIDATES if self.wet else 1)]
+            looks = [
+                self.dataset.crop(i, slice(r + top, r + bottom, 8), slice(c + left, c + right, 8)) for i, r, c in places
+            ]
+            weights = np.array([0.0 if np.isnan(look).any() else (look > self.WET).mean() + 0.01 for look in looks])
             if weights.sum() == 0:
                 continue
-            i, grid = places[rng.choice(len(places), p=weights / weights.sum())]
-            window, s = self.dataset.hr(i, grid), self.scale
-            lr = block_mean(window, s) if self.dataset.truth is None else self.dataset.lr(i, grid)
+            i, r, c = places[rng.choice(len(places), p=weights / weights.sum())]
+            window = np.ascontiguousarray(self.dataset.crop(i, slice(r, r + shape[0] * s), slice(c, c + shape[1] * s)))
+            if self.dataset.truth is None:
+                lr = torch.nn.functional.avg_pool2d(torch.from_numpy(window)[None], s)[0].numpy()
+            else:
+                lr = self.dataset.lr(i)[r // s : r // s + shape[0], c // s : c // s + shape[1]]
             if np.isfinite(window).all() and np.isfinite(lr).all():
                 factor = np.float32(self.amounts ** rng.uniform(-1, 1))
-                crop = window[box[0] * s : box[1] * s, box[2] * s : box[3] * s]
-                return lr * factor, crop * factor, Path(self.dataset.files.paths[i]).name
+                source = Path(self.dataset.files.paths[i]).name
+                return lr * factor, window[top:bottom, left:right] * factor, source
         raise DataError(
             f"no window of {shape[0]} x {shape[1]} LR cells without missing pixels in the {self.dataset.split} list; "
             "expected larger gap-free areas, or smaller windows (--window)"
         )
 
-    def _crop(self, grid, box):
-        r0, r1, c0, c1 = (n * self.scale for n in box)
-        return Grid(grid.north - r0 * grid.step, grid.west + c0 * grid.step, grid.step, r1 - r0, c1 - c0)
-
     def _place(self, rng, shape):
-        """A random file and a window of LR cells in it, at any pixel where HR is real."""
-        i = int(rng.choice(self.files))
-        core, unit = self.dataset.plans[i].core, 1 if self.dataset.plans[i].kind == "hr" else self.scale
-        rows, cols = (n * self.scale for n in shape)
-        first, last = 0, core.cols - cols
-        edge = int(core.cols * (1 - self.strip))
+        """(file, first row, first column) of a random window of LR cells, at any pixel where HR is real."""
+        i = self.files[int(rng.integers(len(self.files)))]
+        plan, (rows, cols) = self.dataset.plans[i], (n * self.scale for n in shape)
+        unit = 1 if plan.kind == "hr" else self.scale
+        height, width = (n * self.scale for n in plan.lr.shape)
+        first, last, edge = 0, width - cols, int(width * (1 - self.strip))
         if self.strip:
             first, last = (min(edge, last), last) if self.part == "valid" else (0, max(0, min(last, edge - cols)))
-        row, col = (
-            rng.integers((core.rows - rows) // unit + 1) * unit,
-            first + rng.integers((last - first) // unit + 1) * unit,
-        )
-        return i, Grid(core.north - int(row) * core.step, core.west + int(col) * core.step, core.step, rows, cols)
+        row = rng.integers((height - rows) // unit + 1) * unit
+        return i, int(row), int(-(-first // unit) * unit + rng.integers((last - first) // unit + 1) * unit)
 
 
 def _turned(lr, hr, box, rng):

@@ -198,7 +198,7 @@ class SRConModel(nn.Module):
 
     def forward(self, x, extra=()):
         """x (N, c_in, h + 2 margin_in, ...), extra: list of (N, ., factor h + 2 margin_mid, ...)."""
-        x = self.shuffle(self.up(x))
+        x = self.shuffle(self.up(_pixel_norm(x)))
         x = _trim(x, (self.margin_in - 1) * self.factor - self.margin_mid)
         extra = [e.to(x.dtype) for e in extra]  # else float32 noise would make all of it float32 under autocast
         return self.last(self.blocks(self.join(torch.cat([x, *extra], 1))))
@@ -592,6 +592,11 @@ def initialise_normal(module, std=0.02):
 
 
 # ---- private ----
+
+
+def _pixel_norm(x):
+    """Unit mean square over the channels of each pixel (Karras et al. 2018): stages cannot amplify one another."""
+    return x * (x.float().square().mean(1, keepdim=True) + 1e-6).rsqrt().to(x.dtype)
 
 
 def _trim(x, n):

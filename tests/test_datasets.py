@@ -1,0 +1,580 @@
+"""Laws of datasets.py: what a file becomes, which cells a region names, what a pair is."""
+
+import json
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import nodes, rain, write_nc, write_plain
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import datasets
+from datasets import DataConfig, Grid, PreTransforms, SRDataset, Windows, block_mean, inspect_files, read_field
+from utils import DataError
+
+LAT, LON = nodes(22, 34, 1)[::-1], nodes(100, 114, 1)  # 13 x 15
+FIELD = rain((13, 15))
+
+
+def day(tmp_path, values=FIELD, lat=LAT, lon=LON, name="1950_08_01.nc", **layout):
+    return write_nc(tmp_path / name, values, lat, lon, **layout)
+
+
+def lists(folder, **splits):
+    """JSON lists as stage 1 writes them; a list of a dict is of pairs."""
+    for split, entries in splits.items():
+        plain = [{k: str(v) for k, v in e.items()} if isinstance(e, dict) else str(e) for e in entries]
+        (folder / f"Pre{split.title()}.json").write_text(json.dumps(plain))
+    return folder
+
+
+# ---------------------------------------------------------------- the reader
+
+
+def test_canonical_form(tmp_path):
+    tp = read_field(day(tmp_path))
+    assert tp.name == "tp" and tp.dims == ("lat", "lon") and tp.dtype == np.float32
+    assert tp.attrs["units"] == "mm" and tp.attrs["source"] == "1950_08_01.nc"
+    np.testing.assert_array_equal(tp.lat, LAT)
+    np.testing.assert_array_equal(tp.lon, LON)
+    np.testing.assert_array_equal(tp, FIELD.astype("float32"))
+    assert tp.time.values == np.datetime64("1950-08-01")
+
+
+@pytest.mark.parametrize("name", ["tp", "pr", "prcp", "precip", "precipitation", "tp_sum", "TP", "rain_today"])
+def test_variable_is_found_by_name_or_by_being_the_only_field(tmp_path, name):
+    np.testing.assert_array_equal(read_field(day(tmp_path, name="1950_08_01.nc", **{})), FIELD)
+    path = write_nc(tmp_path / "1950_08_02.nc", FIELD, LAT, LON, name=name)
+    np.testing.assert_array_equal(read_field(path), FIELD)
+
+
+@pytest.mark.parametrize("dims", [("lat", "lon"), ("latitude", "longitude"), ("y", "x"), ("Lat", "Lon")])
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("south_first", [False, True])
+@pytest.mark.parametrize("east", ["-180..180", "0..360", "-360..0"])
+def test_layout_of_the_file_does_not_matter(tmp_path, dims, swapped, south_first, east):
+    lat, values = (LAT[::-1], FIELD[::-1]) if south_first else (LAT, FIELD)
+    lon = (LON - 200 + {"-180..180": 0, "0..360": 360, "-360..0": 0}[east]) - 360 * (east == "-360..0")
+    lon = lon if east != "-360..0" else lon + 360 - 0.0
+    tp = read_field(day(tmp_path, values, lat, lon, dims=dims[::-1] if swapped else dims))
+    np.testing.assert_array_equal(tp, FIELD)
+    np.testing.assert_array_equal(tp.lat, LAT)
+    np.testing.assert_array_equal(tp.lon, LON - 200)
+
+
+def test_longitudes_below_minus_180_are_the_same_places(tmp_path):
+    tp = read_field(day(tmp_path, lon=LON - 360))
+    np.testing.assert_array_equal(tp.lon, LON)
+
+
+def test_global_file_rolls_to_minus_180(tmp_path):
+    values = rain((13, 360))
+    tp = read_field(day(tmp_path, values, lon=nodes(0, 359, 1)))
+    assert tp.lon[0] == -180 and tp.lon[-1] == 179
+    np.testing.assert_array_equal(tp.sel(lon=-1), values[:, 359])
+
+
+def test_axes_are_found_by_cf_attributes(tmp_path):
+    path = write_plain(
+        tmp_path / "1950_08_01.nc",
+        {"nj": 13, "ni": 15},
+        {
+            "nj": ("f8", ("nj",), LAT, {"units": "degrees_north"}),
+            "ni": ("f8", ("ni",), LON, {"standard_name": "longitude"}),
+            "tp": ("f4", ("ni", "nj"), FIELD.T, {"units": "mm"}),
+        },
+    )
+    np.testing.assert_array_equal(read_field(path), FIELD)
+
+
+def test_size_one_dimensions_are_dropped_and_longer_ones_refused(tmp_path):
+    field = xr.DataArray(FIELD, {"lat": LAT, "lon": LON}, ("lat", "lon"), "tp")
+    one = field.expand_dims(time=[0], member=[3])
+    one.to_netcdf(tmp_path / "1950_08_01.nc")
+    np.testing.assert_array_equal(read_field(tmp_path / "1950_08_01.nc"), FIELD)
+    xr.concat([field, field], "step").to_netcdf(tmp_path / "1950_08_02.nc")
+    with pytest.raises(DataError, match=r"1950_08_02.nc.*step.*one field a file"):
+        read_field(tmp_path / "1950_08_02.nc")
+
+
+@pytest.mark.parametrize("step", [0.01, 0.04, 0.1, 0.25, 1 / 3, 1 / 120, 0.4, 2.5])
+@pytest.mark.parametrize("first", [-129.5, 0.005, 105.55])
+def test_float32_coordinates_give_the_lattice_that_was_meant(step, first):
+    lat, lon = 30 - np.arange(40) * step, first + np.arange(50) * step
+    exact = Grid.from_centres(lat, lon)
+    single = Grid.from_centres(lat.astype("float32").astype("float64"), lon.astype("float32").astype("float64"))
+    assert single.step == exact.step and abs(float(exact.step) - step) < 1e-9
+    np.testing.assert_allclose(single.lon, lon, atol=2e-5)
+    np.testing.assert_allclose(exact.lon, lon, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("units", "factor"),
+    [
+        ("mm", 1),
+        ("m", 1000),
+        ("cm", 10),
+        ("metres", 1000),
+        ("millimeters", 1),
+        ("kg m-2", 1),
+        ("kg/m2", 1),
+        ("kg m**-2", 1),
+        ("m of water equivalent", 1000),
+        ("kg m-2 s-1", 86400),
+        ("kg m^-2 s^-1", 86400),
+        ("kg/m2/s", 86400),
+        ("mm/day", 1),
+        ("mm day-1", 1),
+        ("mm/h", 24),
+        ("mm/s", 86400),
+        ("m s-1", 86400000),
+    ],
+)
+def test_units_attribute(tmp_path, units, factor):
+    tp = read_field(day(tmp_path, FIELD / factor, attrs={"units": units}))
+    np.testing.assert_allclose(tp, FIELD, rtol=1e-6)
+
+
+def test_a_rate_needs_a_period(tmp_path):
+    bounds = {"time_bnds": ("f8", ("time", "two"), [[0, 6]], {})}
+    parts = {
+        "lat": ("f8", ("lat",), LAT, {}),
+        "lon": ("f8", ("lon",), LON, {}),
+        "time": ("f8", ("time",), [6], {"units": "hours since 2023-08-01", "bounds": "time_bnds"}),
+        "tp": ("f8", ("time", "lat", "lon"), FIELD[None] / 6, {"units": "mm h-1"}),
+    }
+    dims = {"lat": 13, "lon": 15, "time": 1, "two": 2}
+    np.testing.assert_allclose(read_field(write_plain(tmp_path / "a.nc", dims, parts | bounds)), FIELD, rtol=1e-6)
+    with pytest.raises(DataError, match="a.nc.*period"):
+        read_field(write_plain(tmp_path / "a.nc", dims, parts))
+    with pytest.raises(DataError, match="period"):  # a clock time in the name is not a day, midnight included
+        read_field(day(tmp_path, name="2019_06_10_0000.nc", attrs={"units": "kg m-2 s-1"}))
+
+
+def test_units_of_a_folder_from_its_values(tmp_path):
+    forecasts = [day(tmp_path, rain((13, 15), k) / 1000, name=f"1950_08_0{k}.nc") for k in (1, 2, 3)]
+    days = [day(tmp_path, rain((13, 15), k), name=f"1950_08_1{k}.nc") for k in (1, 2, 3)]
+    for paths, units in ((forecasts, "m"), (days, "mm")):
+        records, faults = inspect_files([str(p) for p in paths])
+        assert not faults and {r["units"] for r in records} == {units}
+        assert {r["units_from"] for r in records} == {"values"}
+
+
+def test_a_bad_file_does_not_decide_the_units_of_the_others(tmp_path):
+    paths = [day(tmp_path, rain((13, 15), k) / 1000, name=f"1950_08_0{k}.nc") for k in (1, 2, 3)]
+    paths.append(day(tmp_path, np.full((13, 15), 9.96921e36), name="1950_08_04.nc"))  # an undeclared fill value
+    paths.append(day(tmp_path, np.where(FIELD > 1, FIELD / 1000, -9999.0), name="1950_08_05.nc"))
+    records, faults = inspect_files([str(p) for p in paths])
+    assert [r["units"] for r in records] == ["m"] * 3
+    assert len(faults) == 2 and "1950_08_04.nc" in faults[0] and "1950_08_05.nc" in faults[1]
+
+
+@pytest.mark.parametrize("values", [FIELD / 1000, FIELD * 0, FIELD / 40])
+def test_a_lone_or_dry_file_without_units_is_refused_naming_the_option(tmp_path, values):
+    path = day(tmp_path, values)
+    with pytest.raises(DataError, match=r"1950_08_01.nc.*--units"):
+        read_field(path)
+    records, faults = inspect_files([str(path)])
+    assert not records and "--units" in faults[0]
+    np.testing.assert_allclose(read_field(path, "m"), values * 1000, rtol=1e-6)
+
+
+def test_packing_noise_becomes_zero(tmp_path):
+    values = FIELD.copy()
+    values[3, 4] = -0.0999
+    tp = read_field(day(tmp_path, values, attrs={"units": "mm"}))
+    assert tp.values[3, 4] == 0 and not np.signbit(tp.values[3, 4])
+
+
+@pytest.mark.parametrize("bad", [-0.11, -9999.0, np.inf, -np.inf, 2000.5, 9.96921e36])
+def test_impossible_values_are_refused_with_cell_and_value(tmp_path, bad):
+    values = FIELD.copy()
+    values[3, 4] = bad
+    path = day(tmp_path, values[::-1], LAT[::-1], attrs={"units": "mm"})
+    with pytest.raises(DataError, match=r"1950_08_01.nc.*row 3 from the north, column 4 from the west"):
+        read_field(path)
+
+
+def test_missing_stays_missing(tmp_path):
+    values = FIELD.copy()
+    values[0, 0] = np.nan
+    packed = {"dtype": "int16", "scale_factor": 1 / 256, "_FillValue": -32768}
+    for encoding in ({}, packed):
+        tp = read_field(day(tmp_path, values, attrs={"units": "mm"}, encoding=encoding))
+        np.testing.assert_array_equal(tp, values.astype("float32"))
+    with pytest.raises(DataError, match="every value is missing"):
+        read_field(day(tmp_path, values * np.nan, attrs={"units": "mm"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "time", "reference"),
+    [
+        ("1950_08_01.nc", "1950-08-01", None),
+        ("1970_01_01.nc", "1970-01-01", None),
+        ("19500801.nc", "1950-08-01", None),
+        ("2023_08_11_18_08_12_china.nc", "2023-08-12", "2023-08-11T18"),
+        ("2023_12_31_18_01_01_x.nc", "2024-01-01", "2023-12-31T18"),
+        ("2019_06_10_0024.nc", "2019-06-10T00:24", None),
+    ],
+)
+def test_times_from_the_name(tmp_path, name, time, reference):
+    tp = read_field(day(tmp_path, name=name))
+    assert tp.time.values == np.datetime64(time)
+    assert ("forecast_reference_time" in tp.coords) == (reference is not None)
+    if reference:
+        assert tp.forecast_reference_time.values == np.datetime64(reference)
+
+
+@pytest.mark.parametrize("name", ["rain.nc", "2023_02_30.nc", "2023_13_01.nc", "2023_08_11_25_08_12_x.nc", "1234.nc"])
+def test_a_name_that_is_no_date_is_refused(tmp_path, name):
+    with pytest.raises(DataError, match="name is not a date"):
+        read_field(day(tmp_path, name=name))
+
+
+@pytest.mark.parametrize("calendar", ["standard", "proleptic_gregorian", "noleap", "360_day", "all_leap", "julian"])
+def test_time_coordinate_keeps_its_date_in_any_calendar(tmp_path, calendar):
+    clock = ("f8", (), 30, {"units": "days since 2023-08-01", "calendar": calendar})
+    path = write_plain(
+        tmp_path / "x.nc",
+        {"lat": 13, "lon": 15},
+        {
+            "lat": ("f8", ("lat",), LAT, {}),
+            "lon": ("f8", ("lon",), LON, {}),
+            "time": clock,
+            "tp": ("f8", ("lat", "lon"), FIELD, {"coordinates": "time"}),
+        },
+    )
+    expected = "2023-09-01" if calendar == "360_day" else "2023-08-31"
+    assert read_field(path).time.values == np.datetime64(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "units", "calendar"),
+    [
+        (59, "days since 2023-01-01", "360_day"),  # 30 February
+        (np.nan, "days since 2023-01-01", "standard"),
+        (1e300, "days since 2023-01-01", "standard"),
+        (3, "days since yesterday", "standard"),
+        (3, "fortnights since 2023-01-01", "standard"),
+        (3, "days since 2023-01-01", "mayan"),
+        (3, "days since 0001-01-01", "standard"),  # beyond what nanoseconds hold
+        (3, "days since 9000-01-01", "standard"),
+    ],
+)
+def test_a_time_that_is_no_date_is_refused(tmp_path, value, units, calendar):
+    field = xr.DataArray(FIELD, {"lat": LAT, "lon": LON}, ("lat", "lon"), "tp")
+    field = field.assign_coords(time=((), float(value), {"units": units, "calendar": calendar}))
+    with pytest.raises(DataError, match=r"memory|field"):
+        datasets.canonical(field)
+
+
+def test_time_coordinate_of_1970_is_a_time(tmp_path):
+    field = xr.DataArray(FIELD, {"lat": LAT, "lon": LON}, ("lat", "lon"), "tp")
+    field = field.assign_coords(valid_time=np.datetime64("1970-01-01", "ns"), time=np.datetime64("1999-01-01", "ns"))
+    assert datasets.canonical(field).time.values == np.datetime64("1970-01-01")
+
+
+@pytest.mark.parametrize(
+    ("lat", "lon", "words"),
+    [
+        (LAT, nodes(173, 187, 1), "cut in two"),
+        (np.r_[LAT[:-1], 20.5], LON, "not regular"),
+        (LAT, np.r_[LON[:7], LON[7:] + 0.3], "not regular"),
+        (LAT, nodes(100, 107, 0.5), "square"),
+        (LAT[[0, 2, 1, *range(3, 13)]], LON, "neither ascending nor descending"),
+        (np.r_[LAT[:-1], LAT[-2]], LON, "twice"),
+        (LAT + 70, LON, "latitude"),
+        (LAT, LON + 300, "longitude"),
+        (np.where(LAT == 30, np.nan, LAT), LON, "latitude"),
+    ],
+)
+def test_grids_that_are_not_one_lattice_are_refused(tmp_path, lat, lon, words):
+    with pytest.raises(DataError, match=rf"1950_08_01.nc.*{words}"):
+        read_field(day(tmp_path, lat=lat, lon=lon))
+
+
+# ---------------------------------------------------------------- grids
+
+
+def plan(lat, lon, **settings):
+    return datasets.plan_pairs(Grid.from_centres(lat, lon), DataConfig(**settings))
+
+
+ONE = nodes(15, 55, 1)[::-1], nodes(70, 140, 1)
+FORECAST = nodes(15.2, 55.2, 0.4)[::-1], nodes(70, 140, 0.4)
+RADAR = nodes(20.005, 54.995, 0.01)[::-1], nodes(-129.995, -80.005, 0.01)
+
+
+def test_one_degree_region_is_500_by_500_cells():
+    p = plan(*ONE)
+    assert p.kind == "lr" and p.lr.shape == (5, 5) and p.hr.shape == (500, 500)
+    np.testing.assert_array_equal(p.lr.lon, np.arange(106, 111))
+    np.testing.assert_array_equal(p.hr.lon, (np.arange(500) * 10 + 105505) / 1000)
+    np.testing.assert_array_equal(p.hr.lat, (30495 - np.arange(500) * 10) / 1000)
+
+
+def test_forecast_region_is_440_by_440_cells_of_the_same_lattice():
+    p, one = plan(*FORECAST, lr_step=0.4), plan(*ONE)
+    assert p.lr.shape == (11, 11) and p.hr.shape == (440, 440) and p.config.scale == 40
+    assert p.lr.extent == "105.8..110.2 E, 25.8..30.2 N"
+    np.testing.assert_array_equal(p.hr.lon, one.hr.lon[30:-30])
+    np.testing.assert_array_equal(p.hr.lat, one.hr.lat[30:-30])
+
+
+def test_lr_cells_of_x40_from_one_degree_days_are_those_of_the_forecasts():
+    coarser, forecast = plan(*ONE, lr_step=0.4), plan(*FORECAST, lr_step=0.4)
+    assert coarser.kind == "coarser" and coarser.lr == forecast.lr and coarser.hr == forecast.hr
+
+
+def test_edges_reading_on_the_radar_grid():
+    p = plan(*RADAR, region=(-85, -80, 20, 55), target="coarsen")
+    assert p.lr.shape == (35, 5) and p.lr.extent == "-85..-80 E, 20..55 N" and "edges" in p.words
+    assert p.hr.lon[0] == -84.995 and p.hr.lat[0] == 54.995
+
+
+def test_all_keeps_the_file_and_leaves_an_incomplete_remainder_missing():
+    lat, lon = nodes(20.05, 22.95, 0.1)[::-1], nodes(100.05, 105.45, 0.1)  # 30 x 55
+    p = plan(lat, lon, region="all", lr_step=0.4, hr_step=0.1, target="coarsen")
+    assert p.lr.shape == (7, 13) and p.core.shape == (28, 52) and p.hr.shape == (30, 55)
+    assert p.lr.north == 23 and p.lr.west == 100
+    np.testing.assert_array_equal(p.hr.lat, lat)
+    np.testing.assert_array_equal(p.hr.lon, lon)
+
+
+def test_region_beyond_the_file_is_refused():
+    with pytest.raises(DataError, match="not inside the file.*70|69.5"):
+        plan(*ONE, region=(60, 66, 26, 30))
+    with pytest.raises(DataError, match="less than one cell"):
+        plan(nodes(20.05, 20.45, 0.1)[::-1], nodes(100.05, 100.45, 0.1), region="all", hr_step=0.1, target="coarsen")
+
+
+bounds = st.integers(-40, 40).map(lambda k: k / 20)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    step=st.sampled_from([0.1, 0.25, 0.4, 0.5, 1.0]),
+    lr_step=st.sampled_from([0.4, 0.5, 1.0, 2.0]),
+    shifts=st.tuples(bounds, bounds, bounds, bounds),
+    target=st.sampled_from(["interpolate", "coarsen"]),
+)
+def test_the_suggested_region_works_when_typed(step, lr_step, shifts, target):
+    lat, lon = nodes(20, 20 + 40 * step, step)[::-1], nodes(100, 100 + 50 * step, step)
+    middle_lon, middle_lat = 100 + 25 * step, 20 + 20 * step
+    typed = (middle_lon - 2 + shifts[0], middle_lon + 3 + shifts[1], middle_lat - 2 + shifts[2], middle_lat + 3 + shifts[3])
+    grid = Grid.from_centres(lat, lon)
+    if not (typed[0] < typed[1] and typed[2] < typed[3]):
+        return
+    hr_step = step if step < lr_step and lr_step / step == round(lr_step / step) else lr_step / 20
+    config = DataConfig(target=target, region=typed, lr_step=lr_step, hr_step=hr_step)
+    try:
+        cells = datasets.plan_pairs(grid, config).lr
+    except DataError as error:
+        if "the nearest that does: --region" not in str(error):
+            assert "not inside the file" in str(error) or "takes files" in str(error)
+            return
+        suggestion = tuple(map(float, str(error).rsplit("--region ", 1)[1].split()))
+        cells = datasets.plan_pairs(grid, replace(config, region=suggestion)).lr
+    assert cells.step == Fraction(str(lr_step)) and cells.rows and cells.cols and grid.holds(cells)
+
+
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        {"region": (110, 106, 26, 30)},
+        {"region": (106, 200, 26, 30)},
+        {"region": (float("nan"), 110, 26, 30)},
+        {"lr_step": 0.015},
+        {"lr_step": 0.01},
+        {"lr_step": float("nan")},
+        {"lr_step": float("inf")},
+        {"lr_step": -1},
+        {"hr_step": 0},
+        {"hr_step": 1e-9},
+        {"target": "guess"},
+        {"units": "inch"},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_in_words(settings_):
+    with pytest.raises(DataError):
+        DataConfig(**settings_)
+
+
+# ---------------------------------------------------------------- pairs
+
+
+def test_block_mean_takes_blocks_of_which_half_is_valid():
+    field = np.arange(16.0).reshape(4, 4)
+    np.testing.assert_array_equal(block_mean(field, 2), [[2.5, 4.5], [10.5, 12.5]])
+    field[0, :2] = np.nan  # half of the first block
+    field[0, 2], field[1, 2:] = np.nan, np.nan  # three of the second
+    np.testing.assert_array_equal(block_mean(field, 2), [[4.5, np.nan], [10.5, 12.5]])
+    with pytest.raises(ValueError, match="not a multiple"):
+        block_mean(field, 3)
+
+
+def test_the_users_snippets(tmp_path):
+    lat, lon = nodes(20, 36, 1)[::-1], nodes(100, 116, 1)
+    values = rain((17, 17))
+    path = write_nc(tmp_path / "1950_08_01.nc", values, lat, lon, dims=("lon", "lat"))
+    pre = xr.open_dataset(path)["tp"]
+    lr, hr = PreTransforms(split="train")(pre)
+    assert lr.shape == (5, 5) and hr.shape == (500, 500) and hr.dims == ("lat", "lon")
+    np.testing.assert_array_equal(lr, values[6:11, 6:11].astype("float32"))
+    again_lr, again_hr = SRDataset(lists(tmp_path, train=[path]), "train")[0]
+    np.testing.assert_array_equal(lr, again_lr)
+    np.testing.assert_array_equal(hr, again_hr)
+    assert type(again_lr) is np.ndarray and again_hr.dtype == np.float32
+
+
+def test_interpolation_is_linear_and_takes_neighbours_from_beyond_the_region():
+    lat, lon = nodes(20, 36, 1)[::-1], nodes(100, 116, 1)
+    ramp = xr.DataArray(2 * lat[:, None] + 3 * lon, {"lat": lat, "lon": lon}, ("lat", "lon"), "tp")
+    ramp = ramp.assign_attrs(units="mm")
+    _, hr = PreTransforms("train", hr_step=0.1)(ramp)
+    np.testing.assert_allclose(hr, 2 * hr.lat + 3 * hr.lon, rtol=1e-6)  # the outermost pixels too: 105.55 lies between 105 and 106
+
+
+def test_interpolation_holds_the_last_value_at_the_edge_of_the_file():
+    lat, lon = nodes(26, 30, 1)[::-1], nodes(106, 110, 1)
+    values = np.arange(25.0).reshape(5, 5)
+    pre = xr.DataArray(values, {"lat": lat, "lon": lon}, ("lat", "lon"), "tp", {"units": "mm"})
+    _, hr = PreTransforms("train", hr_step=0.1)(pre)
+    np.testing.assert_array_equal(hr[:5, :5], values[0, 0])
+    np.testing.assert_array_equal(hr[-5:, -5:], values[-1, -1])
+    assert hr.min() == 0 and hr.max() == 24
+
+
+def test_interpolation_is_missing_where_its_cell_is():
+    lat, lon = nodes(20, 36, 1)[::-1], nodes(100, 116, 1)
+    values = np.full((17, 17), 5.0)
+    values[8, 8] = np.nan
+    pre = xr.DataArray(values, {"lat": lat, "lon": lon}, ("lat", "lon"), "tp", {"units": "mm"})
+    lr, hr = PreTransforms("train", hr_step=0.1)(pre)
+    np.testing.assert_array_equal(np.isnan(hr), np.kron(np.isnan(lr), np.ones((10, 10))))
+    np.testing.assert_allclose(hr.values[~np.isnan(hr.values)], 5.0, rtol=1e-6)
+
+
+def test_lr_of_a_coarser_file_is_the_block_mean_of_its_hr():
+    lat, lon = nodes(20, 36, 1)[::-1], nodes(100, 116, 1)
+    pre = xr.DataArray(rain((17, 17)), {"lat": lat, "lon": lon}, ("lat", "lon"), "tp", {"units": "mm"})
+    lr, hr = PreTransforms("obj", hr_step=0.1)(pre)
+    assert lr.shape == (11, 11) and hr.shape == (44, 44)
+    np.testing.assert_allclose(lr, block_mean(hr.values, 4), rtol=1e-6)
+
+
+def test_coarsen_pairs_are_the_file_and_its_block_means(tmp_path):
+    lat, lon = nodes(25.55, 30.45, 0.1)[::-1], nodes(105.55, 110.45, 0.1)
+    values = rain((50, 50))
+    path = write_nc(tmp_path / "1950_08_01.nc", values, lat, lon)
+    data = SRDataset(lists(tmp_path, train=[path]), "train", target="coarsen", region="all", hr_step=0.1)
+    lr, hr = data[0]
+    np.testing.assert_array_equal(hr, values.astype("float32"))
+    np.testing.assert_array_equal(lr, values.reshape(5, 10, 5, 10).mean((1, 3)).astype("float32"))
+
+
+def test_paired_takes_truth_of_the_same_entry(tmp_path):
+    low = write_nc(tmp_path / "l/1950_08_01.nc", rain((5, 5), 1), nodes(26, 30, 1)[::-1], nodes(106, 110, 1))
+    high = rain((60, 60), 2)
+    lat, lon = nodes(25.05, 30.95, 0.1)[::-1], nodes(105.05, 110.95, 0.1)
+    truth = write_nc(tmp_path / "h/1950_08_01.nc", high, lat, lon)
+    folder = lists(tmp_path, train=[{"lr": low, "hr": truth}])
+    lr, hr = SRDataset(folder, "train", target="paired", hr_step=0.1)[0]
+    np.testing.assert_array_equal(lr, rain((5, 5), 1).astype("float32"))
+    np.testing.assert_array_equal(hr, high[5:55, 5:55].astype("float32"))
+    with pytest.raises(DataError, match="no pairs.*--train-hr-folders"):
+        SRDataset(lists(tmp_path, train=[low]), "train", target="paired", hr_step=0.1)
+
+
+@pytest.mark.parametrize(
+    ("step", "target", "kind"),
+    [
+        (1.0, "interpolate", "lr"),
+        (0.1, "interpolate", "hr"),
+        (2.0, "interpolate", "coarser"),
+        (0.5, "interpolate", None),
+        (0.05, "interpolate", None),
+        (1.0, "coarsen", "lr"),
+        (0.1, "coarsen", "hr"),
+        (2.0, "coarsen", None),
+        (0.4, "coarsen", None),
+        (2.0, "paired", None),
+        (1.0, "paired", "lr"),
+    ],
+)
+def test_step_rule(step, target, kind):
+    grid = Grid(Fraction(35), Fraction(100), Fraction(str(step)), round(20 / step), round(20 / step))
+    config = DataConfig(target=target, region=(104, 110, 21, 29), hr_step=0.1)
+    if kind:
+        assert datasets.plan_pairs(grid, config).kind == kind
+        return
+    with pytest.raises(DataError, match=rf"step is {step:g} degree.*2train.py --target {target} --lr-step") as error:
+        datasets.plan_pairs(grid, config)
+    typed = str(error.value).split("2train.py ")[1].split()
+    options = dict(zip(typed[::2], typed[1::2], strict=True))
+    assert DataConfig(lr_step=float(options["--lr-step"]), hr_step=float(options["--hr-step"])).scale >= 2
+
+
+def test_pair_without_truth_is_refused(tmp_path):
+    path = write_nc(tmp_path / "1950_08_01.nc", rain((17, 17)), nodes(20, 36, 1)[::-1], nodes(100, 116, 1))
+    data = SRDataset(lists(tmp_path, eval=[path]), "eval", target="coarsen", hr_step=0.1)
+    with pytest.raises(DataError, match="no truth for target coarsen"):
+        data[0]
+
+
+# ---------------------------------------------------------------- cache and windows
+
+
+def test_cache_follows_the_file(tmp_path):
+    path = day(tmp_path, FIELD)
+    folder = lists(tmp_path, train=[path])
+    first, _ = SRDataset(folder, "train", region="all", hr_step=0.1)[0]
+    kept = sorted((tmp_path / "cache").glob("*.npy"))
+    SRDataset(folder, "train", region="all", hr_step=0.1)
+    assert sorted((tmp_path / "cache").glob("*.npy")) == kept and len(kept) == 1
+    day(tmp_path, FIELD * 2)
+    second, _ = SRDataset(folder, "train", region="all", hr_step=0.1)[0]
+    np.testing.assert_array_equal(second, first * 2)
+    for part in (tmp_path / "cache").iterdir():
+        part.write_bytes(part.read_bytes()[:40])  # damaged: made again
+    third, _ = SRDataset(folder, "train", region="all", hr_step=0.1)[0]
+    np.testing.assert_array_equal(third, second)
+
+
+def test_windows_hold_no_missing_pixel_and_conserve(tmp_path):
+    lat, lon = nodes(20.05, 29.95, 0.1)[::-1], nodes(100.05, 111.95, 0.1)
+    values = rain((100, 120))
+    values[:40, :30] = np.nan
+    path = write_nc(tmp_path / "1950_08_01.nc", values, lat, lon)
+    data = SRDataset(lists(tmp_path, train=[path]), "train", target="coarsen", region="all", hr_step=0.1)
+    windows = Windows(data, sides=(3, 4), crop=2, seed=1)
+    for step in range(6):
+        batch = windows.batch(step, 3)
+        r0, r1, c0, c1 = batch["box"]
+        assert np.isfinite(batch["lr"]).all() and np.isfinite(batch["hr"]).all()
+        np.testing.assert_allclose(block_mean(batch["hr"], 10), batch["lr"][..., r0:r1, c0:c1], rtol=1e-5, atol=1e-6)
+
+
+def test_windows_depend_on_seed_and_step_alone_and_shares_join(project, monkeypatch):
+    monkeypatch.chdir(project.home)
+
+    def windows(seed):
+        return Windows(SRDataset(project.lists, "train", hr_step=0.1), sides=(4, 5), seed=seed)
+
+    whole, again = windows(0).batch(3, 4), windows(0).batch(3, 4)
+    np.testing.assert_array_equal(whole["hr"], again["hr"])
+    halves = [windows(0).batch(3, 4, first, 2) for first in (0, 2)]
+    np.testing.assert_array_equal(whole["hr"], np.concatenate([half["hr"] for half in halves]))
+    assert not np.array_equal(whole["lr"], windows(1).batch(3, 4)["lr"])
+
+
+def test_validation_windows_are_held_out(tmp_path):
+    lat, lon = nodes(20, 36, 1)[::-1], nodes(100, 116, 1)
+    paths = [write_nc(tmp_path / f"1950_08_{k:02d}.nc", rain((17, 17), k), lat, lon) for k in range(1, 25)]
+    data = SRDataset(lists(tmp_path, train=paths), "train", hr_step=0.1)
+    train, valid = (Windows(data, sides=(4, 5), part=part) for part in ("train", "valid"))
+    assert set(train.files).isdisjoint(valid.files) and set(train.files) | set(valid.files) == set(range(24))
+    assert min(valid.files) > max(train.files)
