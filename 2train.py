@@ -28,7 +28,7 @@ import models
 import utils
 from utils import AverageMeter, DataError, log
 
-WARM_UP = 30  # steps of rising learning rate, and before the length of a run with --max-minutes is planned
+WARM_UP = 60  # steps of rising learning rate, and before the length of a run with --max-minutes is planned
 
 
 def option(default, words):
@@ -50,7 +50,7 @@ class TrainConfig:
     content: str = option("crps", "content loss: crps, mse, l1 or vgg, joined by + for a sum")
     adversarial_content: str = option("", "content loss of the adversarial phase (default: the same)")
     pools: tuple = option((1, 4, 16), "sides of the block means the CRPS is taken on, HR pixels")
-    learning_rate: float = option(1.5e-3, "step size of the generator")
+    learning_rate: float = option(1e-3, "step size of the generator")
     schedule: str = option("cosine", "cosine (to 0 within each phase) or half (times 0.1 at half time)")
     optimizer: str = option("adamw", "adamw or adam")
     weight_decay: float = option(0.01, "decay of the weights (adamw)")

@@ -34,6 +34,7 @@ SPLITS = ("train", "eval", "obj")
 LR_STEPS = {"train": 1.0, "eval": 1.0, "obj": 0.4}  # degrees, what each split holds unless told otherwise
 PACKING_NOISE = -0.1  # mm; a little below zero is packing noise, more is a fault
 MAX_DAILY = 2000.0  # mm; the record for one day is 1825 mm (Foc-Foc, La Reunion, 1966)
+MAX_CELLS = 1_000_000_000  # the whole globe at 0.01 degree holds 648 million; a damaged header claims more
 AS_STORED = "as stored"  # units not decided yet
 READER_VERSION = 1  # raise when the reader's result changes: old caches are then rebuilt
 
@@ -312,7 +313,7 @@ def canonical(field, path=None, units=None, dataset=None, undecided=None):
     try:
         time, reference = field_times(field, path)
         values, lats, lons = _lay_out(field)
-        units = units or _unit_name(field.attrs.get("units")) or undecided or decide_units([_summary(values)])
+        units = units or _own_units(field) or undecided or decide_units([_summary(values)])
         values = _to_mm(values, units, dataset, path).astype("float32")
         grid = Grid.from_centres(lats, lons)
     except DataError as error:
@@ -382,6 +383,8 @@ def _pick(dataset, path):
                 f"{path}: {found[0]} is on a grid of mapping {kind}; expected latitude and longitude: regrid it, for "
                 "example with cdo remapbil"
             )
+        if field.size > MAX_CELLS:
+            raise DataError(f"{path}: {found[0]} has {dict(field.sizes)}; expected one day, at most {MAX_CELLS:g} cells")
         try:  # damage inside shows while values are read
             return field.load()
         except Exception as error:
@@ -509,6 +512,26 @@ def _decode(field, name):
 # ---------------------------------------------------------------- units and values
 
 
+def _own_units(field):
+    """The units that a field's attributes give, or None.
+
+    Raises: DataError: attributes that are not understood, or that its values or each other contradict.
+    """
+    units, name = _unit_name(field.attrs.get("units")), str(field.attrs.get("standard_name", ""))
+    if units in AMOUNTS and name.endswith(("_flux", "_rate")):
+        raise DataError(f"standard_name {name} is a rate, units {units} are an amount; say which with --units")
+    limit = np.ravel(field.attrs.get("valid_max", field.attrs.get("valid_range", np.inf)))[-1]
+    if isinstance(limit, np.integer) and "scale_factor" in field.encoding:  # of the packed values
+        limit = limit * field.encoding["scale_factor"] + field.encoding.get("add_offset", 0)
+    highest = np.nanmax(field.values, initial=0)
+    if isinstance(limit, (int, float, np.number)) and highest > limit * (1 + 1e-6):
+        raise DataError(
+            f"holds {highest:g}, above its own valid_max (or valid_range) {limit:g}; make such cells missing, for example with "
+            f"cdo setrtomiss,{limit:g},1e30"
+        )
+    return units
+
+
 def _unit_name(text):
     """A units attribute as a key of UNITS; None where there is none.
 
@@ -530,7 +553,7 @@ def _unit_name(text):
 def _summary(values):
     """(maximum, sum, count, minimum) of the valid values, what the units of a folder are decided from."""
     valid = values[np.isfinite(values)]
-    return float(valid.max(initial=0)), float(valid.sum()), int(valid.size), float(valid.min(initial=0))
+    return float(valid.max(initial=0)), float(valid.sum(dtype="float64")), int(valid.size), float(valid.min(initial=0))
 
 
 def decide_units(summaries):
@@ -558,7 +581,7 @@ def _to_mm(values, units, dataset, path):
     Raises: DataError: a cell that is infinite, more negative than packing noise or above MAX_DAILY.
     """
     if units == AS_STORED:
-        mm, bad = values, np.isinf(values)
+        mm, bad = values, np.abs(values) > 1e38  # infinite, or soon to be in float32
     else:
         mm = values * (AMOUNTS[units] if units in AMOUNTS else RATES[units] * _period(units, dataset, path))
         with np.errstate(invalid="ignore"):
@@ -1087,15 +1110,15 @@ class Windows:
 
     The trunk of the network sees a whole window of LR cells; HR is given for a crop of it, so a step holds many
     independent pieces of rain. Every draw depends on (seed, step, sample) alone: a resumed run, and any number of
-    processes, see the same windows. Places are drawn among `CANDIDATES` random ones in proportion to the wet share of
-    their crop. Held out for validation (`part="valid"`): the last days of a long list, else the easternmost columns.
+    processes, see the same windows. Places are drawn among `CANDIDATES` random ones by the mean L of their crop, weight
+    L / (L + HALF mm): by what the network is given, never by how wet HR is, which would bend p(HR | LR). Held out for validation (`part="valid"`): the last days of a long list, else the easternmost columns.
 
     Args: dataset: SRDataset. sides: (smallest, largest) side of a window in LR cells, rows and columns drawn each step;
         None: the whole region. crop: side of the crop in LR cells, 0 for the whole window. valid_share: share held
         out. wet: choose wet places. turn: turn and flip. amounts: largest factor on the amounts (1: none).
     """
 
-    CANDIDATES, WET, LONG_LIST = 48, 0.02, 20
+    CANDIDATES, HALF, LONG_LIST = 48, 0.15, 20
 
     def __init__(
         self, dataset, *, sides=None, crop=0, part="train", valid_share=0.1, wet=True, turn=True, amounts=1.0, seed=0
@@ -1137,9 +1160,10 @@ class Windows:
         for _ in range(100):
             places = [self._place(rng, shape) for _ in range(self.CANDIDATES if self.wet else 1)]
             looks = [
-                self.dataset.crop(i, slice(r + top, r + bottom, 8), slice(c + left, c + right, 8)) for i, r, c in places
+                self.dataset.crop(i, slice(r + top, r + bottom, 4), slice(c + left, c + right, 4)) for i, r, c in places
             ]
-            weights = np.array([0.0 if np.isnan(look).any() else (look > self.WET).mean() + 0.01 for look in looks])
+            amounts = np.array([look.mean() for look in looks])  # NaN where a pixel is missing
+            weights = np.nan_to_num(amounts / (amounts + self.HALF) + 0.01)
             if weights.sum() == 0:
                 continue
             i, r, c = places[rng.choice(len(places), p=weights / weights.sum())]

@@ -31,8 +31,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "leakyrelu": lambda: nn.LeakyReLU(0.2), "tanh": nn.Tanh}
 NORMS = ("none", "batch")
+EMPTY = 1e-20  # added to raw values: nothing is divided by zero, and blocks of zeros share evenly
 DRY = 0.01  # mm: less than this in a pixel is no rain
-EXP_LIMIT = 10.0  # raw values are bounded softly to +-10: exp(10) mm is beyond any rain, exp(-10) mm is none
+EXP_LIMIT = 10.0  # exp(10) mm is beyond any rain
 TILE_PIXELS = 1_500_000
 VGG_FILE = "vgg19-dcbb9e9d.pth"
 
@@ -79,8 +80,8 @@ class GeneratorConfig:
     """
 
     scale: int = 100
-    channels: int = 64
-    blocks: int = 6
+    channels: int = 48
+    blocks: int = 4
     stage_channels: tuple = ()
     stage_blocks: tuple = ()
     noise_channels: int = 4
@@ -89,7 +90,7 @@ class GeneratorConfig:
     stage_activation: str = "relu"
     transform: str = "log"
     transform_parameters: dict = field(default_factory=lambda: {"c": 10.0})
-    output: str = "softplus"
+    output: str = "exp"
     conserve: bool = True
     position_channels: int = 0
     position_shape: tuple = ()
@@ -239,6 +240,7 @@ class SRResModel(nn.Module):
         self.stages_ = nn.ModuleList(stages)
         self.halo = margin  # LR cells of trunk features needed around a part
         self.out = nn.Conv2d(widths[-1] + config.position_channels, 1, 3)
+        self.gain = nn.Parameter(torch.tensor(math.log(10.0)))  # undoes the log10 of the default transform
         _initialise(self)
 
     def trunk(self, x):
@@ -254,7 +256,7 @@ class SRResModel(nn.Module):
         ]
 
     def stages(self, features, x, noise, position=None):
-        """Raw HR values of a part of h x w LR cells.
+        """Raw HR values of a part of h x w LR cells: the interpolated LR plus what the stages make of it.
 
         Args: features (N, C, h + 2 halo, w + 2 halo); x (N, 1, h + 2 halo, w + 2 halo), transformed LR;
             noise: see noise_shapes; position (1, P, H + 2, W + 2) or None.
@@ -266,7 +268,7 @@ class SRResModel(nn.Module):
         if position is not None:
             features = torch.cat([features, position.expand(len(features), -1, -1, -1)], 1)
         with torch.autocast(features.device.type, enabled=False):  # 8 bits of mantissa are too few for amounts
-            return self.out(features.float())
+            return self.out(features.float()) + self.gain * _trim(copy, stage.margin_mid).float()
 
 
 # ---- generator ----
@@ -319,8 +321,11 @@ class Generator(nn.Module):
         position = None if self.position is None else self._position(lr, crop)
         raw = self.net.stages(features[around], x[around], noise, position)
         with torch.autocast(raw.device.type, enabled=False):
-            sr = OUTPUTS[self.config.output](raw.float())
-            return conserve_mass(sr, lr[..., r0:r1, c0:c1].float(), self.scale) if self.config.conserve else sr
+            if not self.config.conserve:
+                return OUTPUTS[self.config.output](raw)
+            if self.config.output == "exp":  # only proportions count: take each cell's largest as 1, like a softmax
+                raw = raw - F.interpolate(F.max_pool2d(raw, self.scale), scale_factor=self.scale)
+            return conserve_mass(OUTPUTS[self.config.output](raw), lr[..., r0:r1, c0:c1].float(), self.scale)
 
     def _position(self, lr, crop):
         shape = tuple(n * self.scale for n in lr.shape[-2:])
@@ -333,18 +338,17 @@ class Generator(nn.Module):
 
 
 def conserve_mass(raw, lr, scale):
-    """Share each LR cell's rain out over its scale x scale pixels.
+    """Share each LR cell's rain out over its scale x scale pixels in proportion to raw.
 
-    Every pixel gets a share in proportion to raw + DRY; what would be less than DRY mm is dry, and its rain goes to
-    the others. Raw values at about the right level keep their contrast and lose their drizzle; raw values far below
-    DRY lose their contrast, which training feels, so the level cannot drift away although only proportions count.
+    Pixels that would get less than DRY mm are dry, and their rain goes to the others. Only the proportions of raw
+    count; a block of zeros shares evenly, so nothing is divided by zero.
 
-    Args: raw (N, 1, h * scale, w * scale), mm, >= 0; lr (N, 1, h, w), mm.
+    Args: raw (N, 1, h * scale, w * scale), >= 0; lr (N, 1, h, w), mm.
     Returns: (N, 1, h * scale, w * scale), mm: block means are lr to float32 rounding, exactly 0 where lr is 0.
     """
     n, c, h, w = lr.shape
     amount = lr.reshape(n, c, h, 1, w, 1)
-    blocks = raw.reshape(n, c, h, scale, w, scale) + DRY
+    blocks = raw.reshape(n, c, h, scale, w, scale) + EMPTY
     share = blocks / blocks.mean((3, 5), keepdim=True)
     share = F.relu(share - DRY / amount.clamp(min=2 * DRY))  # at most half a share: the mean stays above a half
     return (share / share.mean((3, 5), keepdim=True) * amount).reshape(n, c, h * scale, w * scale)
@@ -707,7 +711,7 @@ def _vgg_depth(features, i, j):
 
 
 def _exp(raw):
-    return (EXP_LIMIT * torch.tanh(raw / EXP_LIMIT)).exp()
+    return raw.clamp(max=EXP_LIMIT).exp()
 
 
 def _vgg_loss(members, target, pools, vgg):
