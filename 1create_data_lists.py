@@ -25,7 +25,7 @@ from utils import VERSION, DataError, create_data_lists, log, run_stage, whole_f
 DEFAULTS = {"train": "Data/DataTrain", "eval": "Data/DataEval", "obj": "Data/DataObj"}
 FOLDERS = ("train", "eval", "obj", "train_hr", "eval_hr")
 SAMPLE = "Data/Sample"
-SAMPLE_VERSION = 2
+SAMPLE_VERSION = 3
 SAMPLE_FOLDERS = ("DataTrain", "DataEval", "DataObj", "HrTrain", "HrEval")
 SAMPLE_ATTRIBUTES = {
     "title": "Generated sample of daily rain, not observations",
@@ -258,7 +258,7 @@ def _weather(rng):
                     rng.uniform(3, 9),
                     rng.uniform(1.2, 2.5),
                     rng.uniform(-0.2, 1.0),
-                    rng.uniform(0.8, 2.0),
+                    rng.uniform(0.6, 1.7),
                     rng.integers(2, 6),
                 ]
             )
@@ -273,8 +273,9 @@ def _weather(rng):
 
 
 def _rain(field):
-    """Gaussian field -> rain, mm: none below a threshold, log-normal far above it up to 420 mm, in steps of 1/256 so that sums are exact."""
-    return np.round(6.0 * np.expm1(1.15 * np.clip(field + 0.15, 0, 3.7)) * 256) / 256
+    """Gaussian field -> rain, mm: none below a threshold, a power above it (a root of rain is near normal), in steps of
+    1/256 mm so that sums are exact."""
+    return np.round(6.5 * np.maximum(field - 0.1, 0) ** 2.5 * 256) / 256
 
 
 def _truth(coarse, rng):

@@ -34,6 +34,7 @@ SPLITS = ("train", "eval", "obj")
 LR_STEPS = {"train": 1.0, "eval": 1.0, "obj": 0.4}  # degrees, what each split holds unless told otherwise
 PACKING_NOISE = -0.1  # mm; a little below zero is packing noise, more is a fault
 MAX_DAILY = 2000.0  # mm; the record for one day is 1825 mm (Foc-Foc, La Reunion, 1966)
+SINGLE = 4e-5  # degrees; what float32 loses near 360
 MAX_CELLS = 1_000_000_000  # the whole globe at 0.01 degree holds 648 million; a damaged header claims more
 AS_STORED = "as stored"  # units not decided yet
 READER_VERSION = 1  # raise when the reader's result changes: old caches are then rebuilt
@@ -202,10 +203,17 @@ def ratio(value):
     return value if isinstance(value, Fraction) else Fraction(float(value)).limit_denominator(7200)
 
 
+def simplest(low, high):
+    """The fraction of the smallest denominator in low..high, 0 < low < high."""
+    whole = -(-low // 1)
+    return Fraction(whole) if whole <= high else whole - 1 + 1 / simplest(1 / (high - whole + 1), 1 / (low - whole + 1))
+
+
 def snap(value, step):
     """A node's coordinate as an exact fraction: an eighth of a step where it lies on one (float32 files miss it a little)."""
     eighth = round(Fraction(float(value)) / step * 8) * step / 8
-    return eighth if abs(float(eighth) - value) < 1e-6 * abs(value) + 1e-3 * float(step) else ratio(value)
+    slack = max(1e-6 * abs(value), SINGLE) + 1e-3 * float(step)
+    return eighth if abs(float(eighth) - value) < slack else ratio(value)
 
 
 def centres(edge, step, count):
@@ -220,8 +228,9 @@ def regular_step(nodes, name):
     if len(nodes) < 2:
         raise DataError(f"{name} has {len(nodes)} node(s); expected a grid of at least 2 x 2 cells")
     gaps = np.diff(nodes)
-    step = ratio((nodes[-1] - nodes[0]) / (len(nodes) - 1))
-    slack = 1e-6 * np.abs(nodes).max() + 1e-3 * float(step)  # float32 coordinates of a fine grid
+    mean, blur = Fraction(float(nodes[-1] - nodes[0])) / len(gaps), Fraction(SINGLE) / len(gaps)
+    step = simplest(mean - blur, mean + blur).limit_denominator(7200) if mean > blur else ratio(mean)
+    slack = max(1e-6 * np.abs(nodes).max(), SINGLE) + 1e-3 * float(step)  # float32 coordinates of a fine grid
     if step <= 0 or np.abs(gaps - float(step)).max() > slack:
         k = int(np.abs(gaps - float(step)).argmax())
         raise DataError(
@@ -340,6 +349,8 @@ def _open(path):
 
 def _damaged(path, error):
     words = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    if "\\" in str(path):
+        words = "its name holds a backslash, which the NetCDF library does not open: rename it"
     return DataError(f"{path}: cannot be read as NetCDF ({words}); is it complete? try ncdump, or fetch it again")
 
 

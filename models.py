@@ -182,9 +182,7 @@ class SRConModel(nn.Module):
     grid and returns `margin_out` at the fine one, so a tile's pixels are those of the whole.
     """
 
-    def __init__(
-        self, c_in, c_out, factor, *, extra=0, blocks=0, norm="none", activation="prelu", last="relu", margin_out=0
-    ):
+    def __init__(self, c_in, c_out, factor, *, extra=0, blocks=0, norm="none", activation="relu", margin_out=0):
         super().__init__()
         self.factor = factor
         self.margin_mid = margin_out + 1 + 2 * blocks  # before the fine convolutions
@@ -195,7 +193,7 @@ class SRConModel(nn.Module):
         self.blocks = nn.Sequential(
             *(ResModel(c_out, norm=norm, activation=activation, padding="valid") for _ in range(blocks))
         )
-        self.last = ACTIVATIONS[last]()
+        self.last = ACTIVATIONS[activation]()
 
     def forward(self, x, extra=()):
         """x (N, c_in, h + 2 margin_in, ...), extra: list of (N, ., factor h + 2 margin_mid, ...)."""
@@ -231,8 +229,7 @@ class SRResModel(nn.Module):
                 extra=1 + config.noise_channels,
                 blocks=blocks[k],
                 norm=config.norm,
-                activation=config.activation,
-                last=config.stage_activation,
+                activation=config.stage_activation,
                 margin_out=margin,
             )
             stages.insert(0, stage)
@@ -637,10 +634,18 @@ def _icnr(conv, factor):
 
 
 def _enlarge(x, grid, halo, margin):
-    """Bilinear x (N, 1, h + 2 halo, ...) -> (N, 1, grid h + 2 margin, ...)."""
-    keep = min(halo, 1 + -(-margin // grid))  # interpolate no more cells than are looked at
-    x = F.interpolate(_trim(x, halo - keep), scale_factor=grid, mode="bilinear", align_corners=False)
-    return _trim(x, keep * grid - margin)
+    """Bilinear x (N, 1, h + 2 halo, ...) -> (N, 1, grid h + 2 margin, ...), float32.
+
+    As two products with small matrices: only the pixels that are looked at are made.
+    """
+
+    def weights(cells):  # (grid h + 2 margin, h + 2 halo)
+        pixels = torch.arange(grid * (cells - 2 * halo) + 2 * margin, device=x.device)
+        place = (pixels - margin + 0.5) / grid - 0.5 + halo
+        return F.relu(1 - (place[:, None] - torch.arange(cells, device=x.device)).abs())
+
+    with torch.autocast(x.device.type, enabled=False):
+        return weights(x.shape[-2]) @ x.float() @ weights(x.shape[-1]).T
 
 
 def _fill(lr):

@@ -49,7 +49,7 @@ def rain(shape, seed=0, wettest=40.0):
     """Intermittent rain, mm, in steps of 1/256 so that sums are exact."""
     rng = np.random.default_rng(seed)
     field = rng.gamma(0.4, 1.0, shape) * (rng.random(shape) > 0.3)
-    return np.round(field / field.max() * wettest * 256) / 256
+    return np.round(field / max(field.max(), 1e-9) * wettest * 256) / 256
 
 
 def nodes(first, last, step):
