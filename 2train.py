@@ -70,6 +70,41 @@ class TrainConfig:
     initial: str = option("default", "initial weights: default, or normal for N(0, 0.02)")
     seed: int = option(0, "seed of weights, windows and noise")
 
+    def __post_init__(self):
+        if tuple(self.window) in ((), (0,)):
+            object.__setattr__(self, "window", ())
+        elif len(self.window) != 2 or not 1 <= self.window[0] <= self.window[1]:
+            raise DataError(f"--window {' '.join(map(str, self.window))}: expected a smallest and a largest side, or 0")
+        if not self.pools or min(self.pools) < 1:
+            raise DataError(f"--pools {' '.join(map(str, self.pools))}: expected sides of 1 or more")
+        losses = {f"{name}_": getattr(self, name).split("+") for name in ("content", "adversarial_content")}
+        for name, known in KNOWN.items():
+            for word in losses.get(f"{name}_", [getattr(self, name)]):
+                if word not in known:
+                    raise DataError(f"--{name.replace('_', '-')} {word}: expected one of {', '.join(filter(None, known))}")
+        for name, (low, high) in BOUNDS.items():
+            if not low <= getattr(self, name) <= high:
+                raise DataError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {low:g} to {high:g}")
+
+
+KNOWN = {
+    "content": tuple(models.CONTENT_LOSSES),
+    "adversarial_content": ("", *models.CONTENT_LOSSES),
+    "adversarial": tuple(models.ADVERSARIAL_LOSSES),
+    "optimizer": ("adamw", "adam"),
+    "schedule": ("cosine", "half"),
+    "initial": ("default", "normal"),
+}
+MANY = 10**9
+BOUNDS = {
+    **dict.fromkeys(("batch", "members", "epoch_steps", "valid_windows", "discriminator_channels"), (1, MANY)),
+    **dict.fromkeys(("content_steps", "adversarial_steps", "crop", "seed"), (0, MANY)),
+    **dict.fromkeys(("clip_norm", "weight_decay", "beta", "penalty"), (0, MANY)),
+    **dict.fromkeys(("learning_rate", "discriminator_rate"), (1e-12, 10)),
+    "valid_share": (0, 0.9),
+    "ema": (0, 1),
+    "amounts": (1, 100),
+}
 
 _SRGAN = {
     "members": 1,
@@ -192,6 +227,11 @@ def choose_settings(args, config, dataset):
     recipe = RECIPES[getattr(args, "recipe", "crps")]
     train = replace(TrainConfig(), **{**recipe[0], **given(args, TrainConfig)})
     shape = {"conserve": config.target != "paired", **recipe[1], **given(args, models.GeneratorConfig)}
+    for name in ("channels", "blocks", "noise_channels", "position_channels"):
+        if shape.get(name, 1) < (name == "channels"):
+            raise DataError(f"--{name.replace('_', '-')} {shape[name]}: expected {int(name == 'channels')} or more")
+    if shape.get("transform", "log") not in models.TRANSFORMS:
+        raise DataError(f"--transform {shape['transform']}: expected one of {', '.join(models.TRANSFORMS)}")
     if shape.get("position_channels"):
         train = replace(train, window=(), crop=0, turn=False)
         shape["position_shape"] = dataset.plans[0].core.shape
@@ -291,7 +331,8 @@ class Training:
         if train.initial == "normal":
             models.initialise_normal(self.generator)
         if args.init:
-            self.generator.load_state_dict(models.load_generator(utils.load_checkpoint(args.init)).state_dict())
+            with utils.reading(args.init):
+                self.generator.load_state_dict(models.load_generator(utils.load_checkpoint(args.init)).state_dict())
         for net in (self.generator, self.discriminator):
             net.to(group.device, memory_format=torch.channels_last)
         self.ema = models.EMA(self.generator, train.ema)
@@ -385,6 +426,7 @@ class Training:
         self.opt_g.zero_grad(set_to_none=True), self.opt_d.zero_grad(set_to_none=True)
         for a, b in zip(cuts, cuts[1:], strict=False):
             batch = self.windows.batch(self.step, self.train.batch, a, b - a)
+            self.sources = sorted(set(batch["source"]))
             share = (b - a) * self.group.size / self.train.batch
             for name, value in self._losses(batch, a, share).items():
                 losses[name] = losses.get(name, 0.0) + value
@@ -439,9 +481,10 @@ class Training:
         grads = [p.grad for p in net.parameters() if p.grad is not None]
         self.bytes += self.group.mean(grads)
         self.scaler.unscale_(optimizer)
-        if self.train.clip_norm:
-            torch.nn.utils.clip_grad_norm_(net.parameters(), self.train.clip_norm)
-        else:
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), self.train.clip_norm or math.inf)
+        if not (self.scaler.is_enabled() or torch.isfinite(norm)):  # the scaler skips such steps by itself
+            raise FloatingPointError(f"step {self.step}: gradient norm {norm} from {', '.join(self.sources)}")
+        if not self.train.clip_norm:
             utils.clip_gradient(optimizer, 1.0)
         self.scaler.step(optimizer)
         self.scaler.update()
@@ -559,7 +602,7 @@ def train_model(config, path, args, group, clock):
     dataset = datasets.SRDataset(args.data_folder, "train", **asdict(config))
     state = utils.load_checkpoint(path) if args.resume and path.exists() else None
     if state:
-        training = resumed(state, config, dataset, group, args)
+        training = resumed(path, state, config, dataset, group, args)
         log(f"{path}: going on from step {training.step} of {training.steps}")
     else:
         training = Training(config, *choose_settings(args, config, dataset), dataset, group, args)
@@ -587,20 +630,31 @@ def train_model(config, path, args, group, clock):
     return training.step >= training.steps
 
 
-def resumed(state, config, dataset, group, args):
+def resumed(path, state, config, dataset, group, args):
     """A Training as the checkpoint left it; options typed differently are refused."""
-    stored = {**state["train_config"], **state["generator_config"], **state["data_config"]}
-    asked = {**given(args, TrainConfig), **given(args, models.GeneratorConfig), **asdict(config)}
-    odd = [
-        f"{k} {stored[k]} (asked: {asked[k]})" for k in asked if k != "units" and plain(stored[k]) != plain(asked[k])
-    ]
+    typed = given(args, TrainConfig)
+    typed = {k: getattr(replace(TrainConfig(), **typed), k) for k in typed}
+    asked = {**typed, **given(args, models.GeneratorConfig), **asdict(config)}
+    with utils.reading(path):
+        if "generator" not in state:
+            raise DataError(f"{path}: an export, which cannot be gone on with; name the checkpoint it came from, or use --init")
+        stored = {**state["train_config"], **state["generator_config"], **state["data_config"]}
+        odd = [
+            f"{k} {stored[k]} (asked: {asked[k]})"
+            for k in asked
+            if k != "units" and plain(stored[k]) != plain(asked[k])
+        ]
     if odd:
         raise DataError(
-            f"--resume goes on with the checkpoint's settings; it has {', '.join(odd)}: leave these options out, or train anew without --resume"
+            f"--resume goes on with the checkpoint's settings; it has {', '.join(odd)}: give the data options of the first run and "
+            "leave the others out, or train anew without --resume"
         )
-    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in state["train_config"].items()}
-    training = Training(config, TrainConfig(**tuples), models.generator_config(state), dataset, group, args)
-    training.load(state)
+    with utils.reading(path):
+        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in state["train_config"].items()}
+        train, shape = TrainConfig(**tuples), models.generator_config(state)
+    training = Training(config, train, shape, dataset, group, args)
+    with utils.reading(path):
+        training.load(state)
     return training
 
 
@@ -688,7 +742,9 @@ def main(argv=None):
             complete &= train_model(config, path, args, group, clock)
         except FloatingPointError as error:
             raise DataError(
-                f"the loss is not finite: {error}; {path} keeps the last good step; try a lower --learning-rate or --amp off"
+                f"the loss is not finite: {error}; "
+                + (f"{path} keeps the last good step" if path.exists() else f"{path} was not written yet")
+                + "; try a lower --learning-rate or --amp off"
             ) from None
         if clock.signal:
             log(f"ended by {clock.signal.name}; go on with --resume")

@@ -52,9 +52,10 @@ def main(argv=None):
         lambda s: file_rank(args.data_folder, SPLIT, s, args.region), SPLIT
     )
     state = utils.load_checkpoint(checkpoint)
-    config = checkpoint_config(state, args.region, args.units)
+    with utils.reading(checkpoint):
+        config = checkpoint_config(state, args.region, args.units)
+        predict = predictor(state, device=args.device, members=args.members, seed=args.seed, tile=args.tile)
     fields = read_lr(args.data_folder, SPLIT, config, state)
-    predict = predictor(state, device=args.device, members=args.members, seed=args.seed, tile=args.tile)
     log(
         f"{len(fields)} fields x{config.scale} with {checkpoint} (target {config.target}), {args.members} member(s), seed {args.seed}"
     )

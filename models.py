@@ -94,6 +94,7 @@ class GeneratorConfig:
     conserve: bool = True
     position_channels: int = 0
     position_shape: tuple = ()
+    dropout: float = 0.0
 
     def __post_init__(self):
         stages = len(prime_factors(self.scale))
@@ -162,11 +163,12 @@ class ConModel(nn.Module):
 class ResModel(nn.Module):
     """Residual block of SRResNet (Ledig et al. 2017): convolution, activation, convolution, plus the input."""
 
-    def __init__(self, channels, *, norm="none", activation="prelu", padding="replicate"):
+    def __init__(self, channels, *, norm="none", activation="prelu", padding="replicate", dropout=0.0):
         super().__init__()
         self.crop = 0 if padding == "replicate" else 2
         self.body = nn.Sequential(
             ConModel(channels, channels, norm=norm, activation=activation, padding=padding),
+            nn.Dropout2d(dropout),
             ConModel(channels, channels, norm=norm, padding=padding),
         )
 
@@ -199,7 +201,7 @@ class SRConModel(nn.Module):
         """x (N, c_in, h + 2 margin_in, ...), extra: list of (N, ., factor h + 2 margin_mid, ...)."""
         x = self.shuffle(self.up(_pixel_norm(x)))
         x = _trim(x, (self.margin_in - 1) * self.factor - self.margin_mid)
-        extra = [e.to(x.dtype) for e in extra]  # else float32 noise would make all of it float32 under autocast
+        extra = [e.to(x.dtype, memory_format=torch.channels_last) for e in extra]  # else float32 noise would make all of it float32 under autocast
         return self.last(self.blocks(self.join(torch.cat([x, *extra], 1))))
 
 
@@ -218,15 +220,15 @@ class SRResModel(nn.Module):
         widths = list(config.stage_channels) or _taper(c, len(self.factors))
         blocks = list(config.stage_blocks) or [2 if g <= 4 else 1 if g <= 20 else 0 for g in self.grids]
         self.noise_channels = config.noise_channels
-        self.head = ConModel(1, c, 9, activation=config.activation)
-        self.body = nn.Sequential(*(ResModel(c, **kw) for _ in range(config.blocks)), ConModel(c, c, norm=config.norm))
+        self.head = ConModel(1 + config.position_channels, c, 9, activation=config.activation)
+        self.body = nn.Sequential(*(ResModel(c, dropout=config.dropout, **kw) for _ in range(config.blocks)), ConModel(c, c, norm=config.norm))
         stages, margin = [], 1  # the output convolution needs one pixel around
         for k in reversed(range(len(self.factors))):
             stage = SRConModel(
                 ([c] + widths)[k],
                 widths[k],
                 self.factors[k],
-                extra=1 + config.noise_channels,
+                extra=1 + config.noise_channels + config.position_channels,
                 blocks=blocks[k],
                 norm=config.norm,
                 activation=config.stage_activation,
@@ -236,12 +238,12 @@ class SRResModel(nn.Module):
             margin = stage.margin_in
         self.stages_ = nn.ModuleList(stages)
         self.halo = margin  # LR cells of trunk features needed around a part
-        self.out = nn.Conv2d(widths[-1] + config.position_channels, 1, 3)
+        self.out = nn.Conv2d(widths[-1], 1, 3)
         self.gain = nn.Parameter(torch.tensor(math.log(10.0)))  # undoes the log10 of the default transform
         _initialise(self)
 
     def trunk(self, x):
-        """x (N, 1, h, w), transformed LR -> features (N, C, h + 2 halo, w + 2 halo), edges repeated."""
+        """x (N, 1 + P, h, w), transformed LR and position -> features (N, C, h + 2 halo, w + 2 halo), edges repeated."""
         x = self.head(x)
         return F.pad(x + self.body(x), (self.halo,) * 4, mode="replicate")
 
@@ -252,18 +254,18 @@ class SRResModel(nn.Module):
             for g, s in zip(self.grids, self.stages_, strict=True)
         ]
 
-    def stages(self, features, x, noise, position=None):
+    def stages(self, features, x, noise, positions=None):
         """Raw HR values of a part of h x w LR cells: the interpolated LR plus what the stages make of it.
 
-        Args: features (N, C, h + 2 halo, w + 2 halo); x (N, 1, h + 2 halo, w + 2 halo), transformed LR;
-            noise: see noise_shapes; position (1, P, H + 2, W + 2) or None.
+        Args: features (N, C, h + 2 halo, w + 2 halo); x (N, 1, h + 2 halo, w + 2 halo), transformed LR; noise: see
+            noise_shapes; positions: one (1, P, H + 2 margin, W + 2 margin) a stage, or None.
         Returns: (N, 1, h * scale, w * scale), float32.
         """
-        for stage, grid, z in zip(self.stages_, self.grids, noise, strict=True):
+        for k, (stage, grid) in enumerate(zip(self.stages_, self.grids, strict=True)):
             copy = _enlarge(x, grid, self.halo, stage.margin_mid)  # (N, 1, grid h + 2 margin_mid, ...)
-            features = stage(features, [copy, z] if self.noise_channels else [copy])
-        if position is not None:
-            features = torch.cat([features, position.expand(len(features), -1, -1, -1)], 1)
+            extra = [copy] + [noise[k]] * bool(self.noise_channels)
+            extra += [positions[k].expand(len(features), -1, -1, -1)] if positions else []
+            features = stage(features, extra)
         with torch.autocast(features.device.type, enabled=False):  # 8 bits of mantissa are too few for amounts
             return self.out(features.float()) + self.gain * _trim(copy, stage.margin_mid).float()
 
@@ -285,7 +287,7 @@ class Generator(nn.Module):
         self.net = SRResModel(config)
         self.position = None
         if config.position_channels:
-            self.position = nn.Parameter(torch.zeros(1, config.position_channels, *config.position_shape))
+            self.position = nn.Parameter(0.1 * torch.randn(1, config.position_channels, *config.position_shape))
 
     def draw_noise(self, n, h, w, generator=None, device=None):
         """Standard normal noise for n members of h x w LR cells, surroundings included: one tensor a stage."""
@@ -309,14 +311,18 @@ class Generator(nn.Module):
     def encode(self, lr):
         """Transformed LR and trunk features, both with `net.halo` cells of repeated edge: what `upsample` takes."""
         x = TRANSFORMS[self.config.transform].forward(lr.float(), self.config.transform_parameters)
-        return F.pad(x, (self.net.halo,) * 4, mode="replicate"), self.net.trunk(x)
+        seen = x
+        if self.position is not None:
+            self._check_region(lr)
+            where = F.avg_pool2d(self.position, self.scale)  # (1, P, h, w)
+            seen = torch.cat([x, where.expand(len(x), -1, -1, -1)], 1)
+        return F.pad(x, (self.net.halo,) * 4, mode="replicate"), self.net.trunk(seen)
 
     def upsample(self, lr, x, features, noise, crop):
         """The part `crop` of the HR field, from what `encode` returned; arguments as in forward."""
         r0, r1, c0, c1 = crop
         around = (..., slice(r0, r1 + 2 * self.net.halo), slice(c0, c1 + 2 * self.net.halo))
-        position = None if self.position is None else self._position(lr, crop)
-        raw = self.net.stages(features[around], x[around], noise, position)
+        raw = self.net.stages(features[around], x[around], noise, self._positions(crop))
         with torch.autocast(raw.device.type, enabled=False):
             if not self.config.conserve:
                 return OUTPUTS[self.config.output](raw)
@@ -324,14 +330,24 @@ class Generator(nn.Module):
                 raw = raw - F.interpolate(F.max_pool2d(raw, self.scale), scale_factor=self.scale)
             return conserve_mass(OUTPUTS[self.config.output](raw), lr[..., r0:r1, c0:c1].float(), self.scale)
 
-    def _position(self, lr, crop):
+    def _check_region(self, lr):
         shape = tuple(n * self.scale for n in lr.shape[-2:])
         if shape != tuple(self.config.position_shape):
             raise ValueError(
                 f"this generator is tied to a region of {self.config.position_shape} pixels; the input gives {shape}"
             )
-        r0, r1, c0, c1 = (n * self.scale for n in crop)
-        return F.pad(self.position, (1,) * 4, mode="replicate")[..., r0 : r1 + 2, c0 : c1 + 2]
+
+    def _positions(self, crop):
+        """The position channels of every stage's grid around `crop`, edges repeated; None without them."""
+        if self.position is None:
+            return None
+        parts = []
+        for stage, grid in zip(self.net.stages_, self.net.grids, strict=True):
+            r0, r1, c0, c1 = (n * grid for n in crop)
+            margin = stage.margin_mid
+            whole = F.pad(F.avg_pool2d(self.position, self.scale // grid), (margin,) * 4, mode="replicate")
+            parts.append(whole[..., r0 : r1 + 2 * margin, c0 : c1 + 2 * margin])
+        return parts
 
 
 def conserve_mass(raw, lr, scale):
@@ -620,7 +636,7 @@ def _initialise(net):
             nn.init.zeros_(m.bias)
     for m in net.modules():
         if isinstance(m, ResModel):
-            m.body[1].layers[0].weight.data.mul_(0.1)
+            m.body[-1].layers[0].weight.data.mul_(0.1)
         elif isinstance(m, SRConModel):
             _icnr(m.up, m.factor)
     net.out.weight.data.mul_(0.1)

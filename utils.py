@@ -103,6 +103,7 @@ __all__ = [
     "rainfarm",
     "rapsd",
     "read_info",
+    "reading",
     "read_list",
     "read_output",
     "run_stage",
@@ -198,8 +199,11 @@ def create_data_lists(
     """
     folders = {"train": train_folders, "eval": eval_folders, "obj": obj_folders}
     truths = {"train": train_hr_folders, "eval": eval_hr_folders, "obj": ()}
-    info = {**read_info(output_folder), "left_out": []}
-    info.setdefault("files", {}), info.setdefault("folders", {})
+    try:
+        info = {"files": {}, "folders": {}, **read_info(output_folder), "left_out": []}
+    except DataError as error:
+        log(f"{error} (what it said of other lists is lost)")
+        info = {"files": {}, "folders": {}, "left_out": []}
     entries = {}
     for split in LISTS:
         if not folders[split]:
@@ -216,6 +220,10 @@ def create_data_lists(
             truth = _inspect_folders(truths[split], inspect, min_size, skip_bad, info["left_out"])
             info["files"][f"{split}_hr"] = truth
             entries[split] = _pair_by_time(records, truth, split)
+            paired = {path for pair in entries[split] for path in pair.values()}
+            info["left_out"] += [
+                f"{r['path']}: no partner of its time ({r['time']})" for r in (*records, *truth) if r["path"] not in paired
+            ]
     for split, paths in entries.items():
         write_json(Path(output_folder) / LISTS[split], paths)
     write_json(Path(output_folder) / INFO, info)
@@ -303,7 +311,8 @@ def read_list(data_folder, split):
         raise DataError(
             f'{path}: expected a JSON array of paths, or of {{"lr": path, "hr": path}}; run 1create_data_lists.py again'
         )
-    windows = next((e for e in entries if isinstance(e, str) and "\\" in e), None)
+    paths = [path for e in entries for path in (e.values() if isinstance(e, dict) else [e])]
+    windows = next((p for p in paths if "\\" in p and not os.path.exists(p)), None)
     if windows:
         raise DataError(
             f"{path}: holds a Windows path ({windows}); expected forward slashes: run 1create_data_lists.py again on this machine"
@@ -315,9 +324,12 @@ def read_info(data_folder):
     """PreInfo.json as stage 1 wrote it; empty where there is none (hand-made lists)."""
     path = Path(data_folder) / INFO
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        info = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}); run 1create_data_lists.py again") from None
+    if not isinstance(info, dict) or not isinstance(info.get("files", {}), dict):
+        raise DataError(f"{path}: not what 1create_data_lists.py writes; run it again")
+    return info
 
 
 # ---------------------------------------------------------------- training helpers
@@ -362,8 +374,11 @@ def save_checkpoint(path, state):
     as `{path}.previous` until the next."""
     path = Path(path)
     with whole_file(path) as part:
-        torch.save({"format": CHECKPOINT_FORMAT, "version": VERSION, **state}, part)
-        torch.load(part, map_location="cpu", weights_only=True)
+        try:
+            torch.save({"format": CHECKPOINT_FORMAT, "version": VERSION, **state}, part)
+            torch.load(part, map_location="cpu", weights_only=True)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise DataError(f"{path}: cannot be written ({str(error).splitlines()[0][:120]}); is the disk full?") from None
         if path.exists():
             previous = path.with_name(path.name + ".previous")
             previous.unlink(missing_ok=True)
@@ -393,6 +408,20 @@ def load_checkpoint(path, map_location="cpu"):
     return state
 
 
+@contextlib.contextmanager
+def reading(path):
+    """What goes wrong inside with the contents of a checkpoint becomes a DataError that names it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        words = " ".join((str(error).splitlines() or [""])[:3])[:240]
+        raise DataError(
+            f"{path}: not a whole checkpoint of this version ({type(error).__name__}: {words}); expected what 2train.py writes"
+        ) from None
+
+
 def default_checkpoint(target, scale, folder="Data/SavedModels"):
     """Where 2train.py keeps the model of a target and scale, and stages 3 and 4 look for it."""
     return Path(folder) / (f"pre_srgan_x{scale}.pth" if target == "interpolate" else f"pre_srgan_{target}_x{scale}.pth")
@@ -413,7 +442,8 @@ def find_checkpoint(rank, name, folder="Data/SavedModels"):
     fitting, reasons = [], []
     for path in sorted(Path(folder).glob("pre_srgan*_x*.pth")):
         try:
-            fitting.append((rank(load_checkpoint(path)), path))
+            with reading(path):
+                fitting.append((rank(load_checkpoint(path)), path))
         except DataError as error:
             reasons.append(f"{path.name}: {error}")
     if not fitting:
@@ -528,10 +558,19 @@ class NetCDFWriter:
 
     def put(self, values, rows=slice(None), cols=slice(None)):
         """Values ([member,] h, w) of these rows and columns."""
-        self.tp[(Ellipsis, rows, cols)] = values
+        with self._told():
+            self.tp[(Ellipsis, rows, cols)] = values
+
+    @contextlib.contextmanager
+    def _told(self):
+        try:
+            yield
+        except RuntimeError as error:  # what netCDF4 makes of a full disk
+            raise DataError(f"{self.path}: cannot be written ({error}); is the disk full?") from None
 
     def __exit__(self, *error):
-        return self.stack.__exit__(*error)
+        with self._told():
+            return self.stack.__exit__(*error)
 
 
 def field_times(tp):
@@ -713,7 +752,9 @@ def downscale_list(fields, predict, args, checkpoint_digest, config):
     made = {"checkpoint": checkpoint_digest, "seed": args.seed, "target": config.target, "scale": config.scale}
     requests = [hashlib.sha256(f"{made} {args.members} {field.identity}".encode()).hexdigest()[:16] for field in mine]
     todo = [args.overwrite or not finished(*pair) for pair in zip(paths, requests, strict=True)]
-    set_aside([path for path, wanted in zip(paths, todo, strict=True) if wanted])
+    known = {f"{field.index:02d}_pre_sr.nc" for field in fields}
+    stale = [path for path in sorted(Path(args.out).glob("*_pre_sr.nc")) if path.name not in known]  # of a longer list
+    set_aside([path for path, wanted in zip(paths, todo, strict=True) if wanted] + stale)
     if not all(todo):
         log(
             f"{len(todo) - sum(todo)} of {len(todo)} outputs in {args.out} are whole and of this request: kept (--overwrite makes them anew)"

@@ -1,7 +1,7 @@
 """What the tests share: the stages as functions, files in every layout, and one small archive with tiny models.
 
-    from conftest import run, write_nc
-    run(5, "--split", "eval", "--data-folder", "lists")
+from conftest import run, write_nc
+run(5, "--split", "eval", "--data-folder", "lists")
 """
 
 import functools
@@ -124,7 +124,9 @@ def make_archive(folder, train_days=6, eval_days=3, forecasts=3):
             write_nc(folder / f"Hr{name}/{day}.nc", truth, fine_lat, fine_lon, attrs={"units": "mm"})
     for k in range(forecasts):
         values = (rain((21, 21), 200 + k) / 1000).astype("float32")
-        write_nc(folder / f"DataObj/2023_08_1{k}_18_08_1{k + 1}_x.nc", values, nodes(24, 32, 0.4)[::-1], nodes(104, 112, 0.4))
+        write_nc(
+            folder / f"DataObj/2023_08_1{k}_18_08_1{k + 1}_x.nc", values, nodes(24, 32, 0.4)[::-1], nodes(104, 112, 0.4)
+        )
     return folder
 
 

@@ -8,12 +8,12 @@ import zlib
 import netCDF4
 import numpy as np
 import pytest
-import utils
 import xarray as xr
 from conftest import nodes, rain, run, stage, write_nc, write_plain
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+import utils
 from datasets import inspect_files, read_field
 from utils import DataError
 
@@ -763,7 +763,13 @@ layouts = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=120, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate], derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=120,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(x=layouts)
 def test_reading_what_was_written_gives_it_back_in_canonical_form(tmp_path, x):
     h, w = x["shape"]
@@ -778,7 +784,11 @@ def test_reading_what_was_written_gives_it_back_in_canonical_form(tmp_path, x):
     turn = (lon < 0) * 360 if x["turn"] == 360 else -360 * (lon > 0) if x["turn"] == "negative" else 0
     if len(np.unique(turn)) > 1:
         turn = 0  # a file that crosses its own seam is another case
-    encoding = {"f8": {}, "f4": {"dtype": "float32"}, "packed": {"dtype": "int32", "scale_factor": 1e-6, "_FillValue": -1}}
+    encoding = {
+        "f8": {},
+        "f4": {"dtype": "float32"},
+        "packed": {"dtype": "int32", "scale_factor": 1e-6, "_FillValue": -1},
+    }
     path = write_nc(
         tmp_path / "2023_08_11_18_08_12_x.nc",
         (values / factor)[rows, cols],

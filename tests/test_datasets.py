@@ -364,7 +364,12 @@ bounds = st.integers(-40, 40).map(lambda k: k / 20)
 def test_the_suggested_region_works_when_typed(step, lr_step, shifts, target):
     lat, lon = nodes(20, 20 + 40 * step, step)[::-1], nodes(100, 100 + 50 * step, step)
     middle_lon, middle_lat = 100 + 25 * step, 20 + 20 * step
-    typed = (middle_lon - 2 + shifts[0], middle_lon + 3 + shifts[1], middle_lat - 2 + shifts[2], middle_lat + 3 + shifts[3])
+    typed = (
+        middle_lon - 2 + shifts[0],
+        middle_lon + 3 + shifts[1],
+        middle_lat - 2 + shifts[2],
+        middle_lat + 3 + shifts[3],
+    )
     grid = Grid.from_centres(lat, lon)
     if not (typed[0] < typed[1] and typed[2] < typed[3]):
         return
@@ -435,7 +440,9 @@ def test_interpolation_is_linear_and_takes_neighbours_from_beyond_the_region():
     ramp = xr.DataArray(2 * lat[:, None] + 3 * lon, {"lat": lat, "lon": lon}, ("lat", "lon"), "tp")
     ramp = ramp.assign_attrs(units="mm")
     _, hr = PreTransforms("train", hr_step=0.1)(ramp)
-    np.testing.assert_allclose(hr, 2 * hr.lat + 3 * hr.lon, rtol=1e-6)  # the outermost pixels too: 105.55 lies between 105 and 106
+    np.testing.assert_allclose(
+        hr, 2 * hr.lat + 3 * hr.lon, rtol=1e-6
+    )  # the outermost pixels too: 105.55 lies between 105 and 106
 
 
 def test_interpolation_holds_the_last_value_at_the_edge_of_the_file():

@@ -1,0 +1,254 @@
+"""Laws of utils.py's common part: lists, training helpers, whole files, checkpoints, NetCDF output."""
+
+import json
+import os
+import resource
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from conftest import nodes, rain, write_nc
+
+import utils
+from utils import (
+    AverageMeter,
+    DataError,
+    NetCDFWriter,
+    adjust_learning_rate,
+    clip_gradient,
+    create_data_lists,
+    load_checkpoint,
+    parse_region,
+    save_checkpoint,
+    whole_file,
+    write_field,
+    write_json,
+)
+
+LAT, LON = nodes(22, 34, 1)[::-1], nodes(100, 114, 1)
+TIMES = {"time": np.datetime64("2023-08-12", "ns"), "forecast_reference_time": np.datetime64("2023-08-11T18", "ns")}
+
+
+def field(values=None, **attrs):
+    values = rain((13, 15)).astype("float32") if values is None else values
+    return xr.DataArray(values, {"lat": LAT, "lon": LON, **TIMES}, ("lat", "lon"), "tp", attrs)
+
+
+# ---------------------------------------------------------------- lists
+
+
+def test_create_data_lists_under_its_own_name(tmp_path):
+    for k in (2, 1):
+        write_nc(tmp_path / f"days/2023_08_0{k}.nc", rain((13, 15)), LAT, LON)
+        write_nc(tmp_path / f"obj/2023_08_1{k}_18_08_1{k}_x.nc", rain((4, 15)), LAT[:4], LON)
+    info = create_data_lists([tmp_path / "days"], [], tmp_path / "json", [tmp_path / "obj"], min_size=4)
+    assert json.loads((tmp_path / "json/PreTrain.json").read_text()) == [
+        f"{tmp_path}/days/2023_08_0{k}.nc" for k in (1, 2)
+    ]
+    assert len(info["files"]["obj"]) == 2 and not (tmp_path / "json/PreEval.json").exists()
+    with pytest.raises(DataError, match="fewer than --min-size 5"):
+        create_data_lists(obj_folders=[tmp_path / "obj"], output_folder=tmp_path / "json", min_size=5)
+    with pytest.raises(DataError, match="gone: no such folder"):
+        create_data_lists([tmp_path / "gone"], output_folder=tmp_path / "json")
+
+
+@pytest.mark.parametrize(
+    ("words", "region"),
+    [(["all"], "all"), ("all", "all"), (["1", "2", "3", "4"], (1.0, 2.0, 3.0, 4.0)), ((1, 2, 3, 4), (1, 2, 3, 4))],
+)
+def test_parse_region(words, region):
+    assert parse_region(words) == region
+
+
+@pytest.mark.parametrize("words", [["1", "2", "3"], ["1", "2", "3", "4", "5"], ["a", "b", "c", "d"], ["all", "all"]])
+def test_parse_region_refuses_in_words(words):
+    with pytest.raises(DataError, match="expected LONW LONE LATS LATN, or all"):
+        parse_region(words)
+
+
+# ---------------------------------------------------------------- training helpers
+
+
+def test_average_meter():
+    meter = AverageMeter()
+    assert (meter.val, meter.avg, meter.sum, meter.count) == (0, 0, 0, 0)
+    meter.update(2.0, 3)
+    meter.update(5.0)
+    assert (meter.val, meter.sum, meter.count) == (5.0, 11.0, 4) and meter.avg == 2.75
+    meter.reset()
+    assert meter.count == 0
+
+
+def test_clip_gradient_and_adjust_learning_rate():
+    free, bound = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([{"params": [free]}, {"params": [bound], "lr": 0.5}], lr=0.1)
+    bound.grad = torch.tensor([-7.0, 0.2, 7.0])
+    clip_gradient(optimizer, 1.5)
+    assert bound.grad.tolist() == pytest.approx([-1.5, 0.2, 1.5]) and free.grad is None
+    adjust_learning_rate(optimizer, 0.1)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.05])
+
+
+# ---------------------------------------------------------------- whole or not at all
+
+
+@pytest.fixture
+def small_disk():
+    """No file may grow beyond 20 kB, as on a full disk or over a quota."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_whole_file_leaves_nothing_behind_on_failure(tmp_path):
+    path = tmp_path / "new/folder/a.txt"
+    with whole_file(path) as part:
+        part.write_text("one")
+        assert not path.exists()
+    with pytest.raises(RuntimeError), whole_file(path) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "one" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_failures_of_every_writer_leave_the_earlier_file(tmp_path, small_disk):
+    write_json(tmp_path / "a.json", [1])
+    save_checkpoint(tmp_path / "a.pth", {"x": torch.zeros(3)})
+    write_field(tmp_path / "a.nc", field())
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    large = np.random.default_rng(0).random((13, 15, 500))
+    for write in (
+        lambda: write_json(tmp_path / "a.json", ["x" * 30_000]),
+        lambda: save_checkpoint(tmp_path / "a.pth", {"x": torch.zeros(30_000)}),
+        lambda: write_field(
+            tmp_path / "a.nc",
+            xr.DataArray(large, dims=("lat", "lon", "z"))
+            .transpose("z", "lat", "lon")
+            .pipe(
+                lambda x: xr.DataArray(
+                    x.values.astype("float32"),
+                    {"member": np.arange(500), "lat": LAT, "lon": LON},
+                    ("member", "lat", "lon"),
+                )
+            ),
+        ),
+    ):
+        with pytest.raises((OSError, DataError)):
+            write()
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_checkpoint_keeps_the_one_before(tmp_path):
+    for k in range(3):
+        save_checkpoint(tmp_path / "a.pth", {"step": k, "x": torch.full((3,), float(k))})
+    assert load_checkpoint(tmp_path / "a.pth")["step"] == 2
+    assert load_checkpoint(tmp_path / "a.pth.previous")["step"] == 1
+
+
+class Bomb:
+    """A pickle with code in it."""
+
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 1, "x": Bomb()}, "bomb.pth")
+    with pytest.raises(DataError, match="bomb.pth: not a checkpoint that can be loaded safely"):
+        load_checkpoint("bomb.pth")
+    assert not (tmp_path / "exploded").exists()
+    torch.save(torch.nn.Linear(2, 2), "module.pth")
+    with pytest.raises(DataError, match="module.pth"):
+        load_checkpoint("module.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a checkpoint", None])
+def test_what_is_no_checkpoint_is_refused(tmp_path, content):
+    path = tmp_path / "x.pth"
+    if content is None:
+        save_checkpoint(path, {"x": torch.rand(1000)})
+        content = path.read_bytes()[:-300]
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="x.pth"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path):
+    torch.save({"format": 7}, tmp_path / "x.pth")
+    with pytest.raises(DataError, match="format 7, expected 1"):
+        load_checkpoint(tmp_path / "x.pth")
+    torch.save([1, 2], tmp_path / "x.pth")
+    with pytest.raises(DataError, match="format list"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+def test_find_checkpoint_skips_what_is_none_and_says_why(tmp_path):
+    (tmp_path / "pre_srgan_x100.pth").write_text("text")
+    with pytest.raises(DataError, match=r"(?s)fits the eval list.*pre_srgan_x100.pth.*2train.py"):
+        utils.find_checkpoint(lambda state: 0, "eval", tmp_path)
+    save_checkpoint(tmp_path / "pre_srgan_x40.pth", {"rank": 1})
+    save_checkpoint(tmp_path / "pre_srgan_coarsen_x40.pth", {"rank": 0})
+    assert utils.find_checkpoint(lambda state: state["rank"], "eval", tmp_path).name == "pre_srgan_coarsen_x40.pth"
+
+
+# ---------------------------------------------------------------- NetCDF output
+
+
+def test_output_opens_in_xarray_with_decoded_time_and_cf_attributes(tmp_path):
+    tp = field(source="a.nc", target="interpolate", scale=100)
+    write_field(tmp_path / "x.nc", tp, title="a title", archive=None)
+    with xr.open_dataset(tmp_path / "x.nc") as file:
+        assert file.attrs["Conventions"] == "CF-1.11" and file.attrs["source"] == "a.nc" and "archive" not in file.attrs
+        assert file.tp.attrs["units"] == "mm"
+        assert file.tp.attrs["standard_name"] == "lwe_thickness_of_precipitation_amount"
+        assert file.lat.attrs["units"] == "degrees_north" and file.lon.attrs["units"] == "degrees_east"
+        for name, value in TIMES.items():
+            assert file[name].values == value and file[name].attrs["standard_name"] == name
+        assert file.tp.encoding["zlib"] and file.lat.dtype == np.float64
+        np.testing.assert_array_equal(file.tp, tp)
+
+
+def test_write_field_is_read_back_by_the_reader(tmp_path):
+    from datasets import read_field
+
+    values = rain((13, 15)).astype("float32")
+    values[0, 0] = np.nan
+    write_field(tmp_path / "x.nc", field(values))
+    tp = read_field(tmp_path / "x.nc")
+    np.testing.assert_array_equal(tp, values)
+    assert tp.time.values == TIMES["time"]
+    assert tp.forecast_reference_time.values == TIMES["forecast_reference_time"]
+
+
+def test_members_and_pieces(tmp_path):
+    values = np.random.default_rng(0).random((3, 13, 15)).astype("float32")
+    with NetCDFWriter(tmp_path / "x.nc", LAT, LON, {}, 3, title="t") as out:
+        out.put(values[:, :6], slice(0, 6), slice(0, 15))
+        out.put(values[:, 6:, :8], slice(6, 13), slice(0, 8))
+    with xr.open_dataset(tmp_path / "x.nc") as file:
+        assert file.tp.dims == ("member", "lat", "lon") and file.member.attrs["standard_name"] == "realization"
+        np.testing.assert_array_equal(file.tp[:, :6], values[:, :6])
+        assert bool(file.tp[:, 6:, 8:].isnull().all()) and "time" not in file.variables
+
+
+def test_an_output_that_fails_half_way_is_not_there(tmp_path):
+    with pytest.raises(RuntimeError), NetCDFWriter(tmp_path / "x.nc", LAT, LON, TIMES) as out:
+        out.put(np.zeros((6, 15)), slice(0, 6))
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_set_aside_keeps_names_and_never_overwrites(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for round_ in range(2):
+        for k in range(2):
+            (tmp_path / f"out{k}.nc").write_text(f"{round_}")
+        utils.set_aside([tmp_path / "out0.nc", tmp_path / "out1.nc", tmp_path / "gone.nc"])
+    kept = sorted((tmp_path / "Data/DataResults/Historical_Records").rglob("out0.nc"))
+    assert sorted(p.read_text() for p in kept) == ["0", "1"]
