@@ -196,7 +196,7 @@ def make_sample(folder, seed=0, train_days=24, eval_days=8, forecasts=3, hr_trai
         ("Eval", evaluate, evaluate[eval_days - hr_eval_days :]),
     ):
         rng = np.random.default_rng([seed, days[0].year])
-        for day, coarse in zip(days, _weather(rng)):
+        for day, coarse in zip(days, _weather(rng), strict=False):  # the weather never ends
             rain = _rain(coarse)
             if day in with_truth:
                 truth = _truth(coarse, rng)

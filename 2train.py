@@ -45,8 +45,8 @@ class TrainConfig:
     adversarial_steps: int = option(0, "steps of the adversarial phase")
     batch: int = option(8, "samples a step, over all processes")
     members: int = option(2, "members made of each sample")
-    window: tuple = option((4, 7), "smallest and largest side of what the network sees, LR cells; 0: the whole region")
-    crop: int = option(1, "side of what is made and compared, LR cells; 0: the whole window")
+    window: tuple = option((4, 7), "smallest and largest side of what the network sees, in crops; 0: the whole region")
+    crop: int = option(100, "side of what is made and compared, HR pixels (at least one LR cell); 0: the whole window")
     content: str = option("crps", "content loss: crps, mse, l1 or vgg, joined by + for a sum")
     adversarial_content: str = option("", "content loss of the adversarial phase (default: the same)")
     pools: tuple = option((1, 4, 16), "sides of the block means the CRPS is taken on, HR pixels")
@@ -122,7 +122,7 @@ _SRGAN = {
     "discriminator_channels": 64,
     "discriminator_rate": 1e-4,
     "amounts": 1.0,
-    "crop": 2,
+    "crop": 200,
 }
 RECIPES = {
     "crps": ({}, {}),
@@ -287,7 +287,7 @@ def amp_dtype(choice, device):
         return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[choice]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None  # AMX and AVX512 units; emulated elsewhere
+    return torch.bfloat16 if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else None  # AMX and AVX512 units; emulated elsewhere
 
 
 class Clock:
@@ -349,13 +349,14 @@ class Training:
             if "vgg" in train.content + train.adversarial_content
             else None
         )
-        sides = train.window or None
+        crop = train.crop and max(1, round(train.crop / config.scale))  # LR cells
+        sides = tuple(side * max(crop, 1) for side in train.window) or None
         draw = {"sides": sides, "valid_share": train.valid_share, "wet": train.wet, "seed": train.seed}
-        self.windows = datasets.Windows(dataset, crop=train.crop, turn=train.turn, amounts=train.amounts, **draw)
+        self.windows = datasets.Windows(dataset, crop=crop, turn=train.turn, amounts=train.amounts, **draw)
         self.held_out = (
             datasets.Windows(
                 dataset,
-                crop=4 if sides else 0,
+                crop=4 * crop if sides else 0,
                 part="valid",
                 turn=False,
                 **{**draw, "sides": (sides[1],) * 2 if sides else None},
@@ -704,6 +705,8 @@ def close_epoch(training, path, meters, board, clock):
         board.add_figure(
             "valid/maps", utils.plot_windows(lr[0, 0, r0:r1, c0:c1], hr[0, 0], made[:, 0, 0]), training.step
         )
+        figure = utils.plot_qq(hr[0, 0].cpu().numpy(), made[:, 0, 0].cpu().numpy(), caption="one held-out window")
+        board.add_figure("valid/qq", figure, training.step)
     utils.save_checkpoint(path, training.state())
 
 

@@ -39,6 +39,9 @@ def score(args, config, paths):
     side = args.score_window if args.score_window is not None else gaps * (4 if config.scale >= 100 else 8)
     table = utils.score_outputs(paths, pairs, config.scale, side=side)
     rows = table.rows()
+    if not rows:
+        log("no scores: every window of the truth has missing pixels; smaller ones may not (--score-window)")
+        return
     utils.write_scores(Path(args.out) / "scores.csv", rows)
     truth = "interpolate" if config.target == "interpolate" and pairs.plans[0].kind != "hr" else config.target
     log(utils.format_table(rows, target=truth))

@@ -1122,7 +1122,8 @@ class Windows:
     The trunk of the network sees a whole window of LR cells; HR is given for a crop of it, so a step holds many
     independent pieces of rain. Every draw depends on (seed, step, sample) alone: a resumed run, and any number of
     processes, see the same windows. Places are drawn among `CANDIDATES` random ones by the mean L of their crop, weight
-    L / (L + HALF mm): by what the network is given, never by how wet HR is, which would bend p(HR | LR). Held out for validation (`part="valid"`): the last days of a long list, else the easternmost columns.
+    L / (L + HALF mm): by what the network is given, never by how wet HR is, which would bend p(HR | LR).
+    Held out for validation (`part="valid"`): the last days of a long list, else the easternmost columns.
 
     Args: dataset: SRDataset. sides: (smallest, largest) side of a window in LR cells, rows and columns drawn each step;
         None: the whole region. crop: side of the crop in LR cells, 0 for the whole window. valid_share: share held

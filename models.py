@@ -201,7 +201,8 @@ class SRConModel(nn.Module):
         """x (N, c_in, h + 2 margin_in, ...), extra: list of (N, ., factor h + 2 margin_mid, ...)."""
         x = self.shuffle(self.up(_pixel_norm(x)))
         x = _trim(x, (self.margin_in - 1) * self.factor - self.margin_mid)
-        extra = [e.to(x.dtype, memory_format=torch.channels_last) for e in extra]  # else float32 noise would make all of it float32 under autocast
+        # float32 noise would make all of it float32 under autocast, and one layout saves copies
+        extra = [e.to(x.dtype, memory_format=torch.channels_last) for e in extra]
         return self.last(self.blocks(self.join(torch.cat([x, *extra], 1))))
 
 
@@ -221,7 +222,9 @@ class SRResModel(nn.Module):
         blocks = list(config.stage_blocks) or [2 if g <= 4 else 1 if g <= 20 else 0 for g in self.grids]
         self.noise_channels = config.noise_channels
         self.head = ConModel(1 + config.position_channels, c, 9, activation=config.activation)
-        self.body = nn.Sequential(*(ResModel(c, dropout=config.dropout, **kw) for _ in range(config.blocks)), ConModel(c, c, norm=config.norm))
+        self.body = nn.Sequential(
+            *(ResModel(c, dropout=config.dropout, **kw) for _ in range(config.blocks)), ConModel(c, c, norm=config.norm)
+        )
         stages, margin = [], 1  # the output convolution needs one pixel around
         for k in reversed(range(len(self.factors))):
             stage = SRConModel(
@@ -243,7 +246,7 @@ class SRResModel(nn.Module):
         _initialise(self)
 
     def trunk(self, x):
-        """x (N, 1 + P, h, w), transformed LR and position -> features (N, C, h + 2 halo, w + 2 halo), edges repeated."""
+        """x (N, 1 + P, h, w), transformed LR and position -> features (N, C, h + 2 halo, ...), edges repeated."""
         x = self.head(x)
         return F.pad(x + self.body(x), (self.halo,) * 4, mode="replicate")
 
@@ -621,8 +624,8 @@ def _trim(x, n):
 
 
 def _taper(channels, stages):
-    """Widths from `channels` down to a share of it, multiples of 16 (what matrix units take)."""
-    return [16 * math.ceil(channels * (stages - k) / stages / 16) for k in range(stages)]
+    """Widths from `channels` down to a share of it, multiples of 8 (what matrix units take), at least 16."""
+    return [max(16, 8 * math.ceil(channels * (stages - k) / stages / 8)) for k in range(stages)]
 
 
 def _initialise(net):

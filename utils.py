@@ -12,8 +12,10 @@ import csv
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
+import shutil
 import sys
 import time
 from dataclasses import fields
@@ -397,7 +399,7 @@ def load_checkpoint(path, map_location="cpu"):
         state = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # zip, pickle and storage faults each raise their own kind
         raise DataError(
-            f"{path}: not a checkpoint that can be loaded safely ({str(error).splitlines()[0][:160]}); "
+            f"{path}: not a checkpoint that can be loaded safely ({(str(error).splitlines() or ['empty'])[0][:160]}); "
             "expected plain tensors and settings, as 2train.py writes them"
         ) from None
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
@@ -599,10 +601,11 @@ def set_aside(paths, records="Data/DataResults/Historical_Records"):
     """Move earlier results of another run to {records}/{folder}_{time}/, keeping their names."""
     paths = [Path(p) for p in paths if Path(p).exists()]
     if paths:
-        target = Path(records) / f"{paths[0].parent.name}_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
+        name = f"{paths[0].resolve().parent.name}_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
+        target = next(t for k in itertools.count() if not (t := Path(records) / (f"{name}_{k}" if k else name)).exists())
         target.mkdir(parents=True)
         for path in paths:
-            os.replace(path, target / path.name)
+            shutil.move(path, target / path.name)  # also to another disk, where os.replace fails
         log(f"moved {len(paths)} earlier results to {target}")
 
 

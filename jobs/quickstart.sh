@@ -1,54 +1,85 @@
 #!/usr/bin/env bash
 # The whole chain on a generated sample archive: `bash jobs/quickstart.sh`. About ten minutes on two cores, beside the
-# installation. Everything stays in Data/Sample; your own files are not touched.
+# installation. Everything stays in Data/Sample, where an earlier quickstart is replaced; your own files are not touched.
 #
-#   MINUTES   of training, for both models together (default: 6)
-#   VENV, PYTHON   see jobs/environment.sh
+#   MINUTES        of training, for both models together (default: 6)
+#   MEMBERS        of each ensemble (default: 6)
+#   VENV, PYTHON   the environment, see jobs/environment.sh
+#
+# The sample holds 0.01 degree truth, so the models learn from it (target coarsen) and are scored on days they never saw.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+case "${1:-}" in
+"") ;;
+-h | --help)
+    sed -n '2,/^set/{/^#/!d;s/^# \{0,1\}//;p}' jobs/quickstart.sh
+    exit
+    ;;
+*)
+    echo "error: quickstart.sh takes no arguments, only variables (see --help); found: $*" >&2
+    exit 2
+    ;;
+esac
 # shellcheck source=jobs/environment.sh
 source jobs/environment.sh
 use_environment requirements.txt
 export MPLBACKEND=Agg
 sample=Data/Sample
-lists=$sample/JsonPath models=$sample/SavedModels results=$sample/DataResults
+days=$sample/JsonPath truth=$sample/JsonTruth models=$sample/SavedModels results=$sample/DataResults
+x100=$models/pre_srgan_coarsen_x100.pth x40=$models/pre_srgan_coarsen_x40.pth
+half=$(python -c "print(float('${MINUTES:-6}') / 2)")
 started=$SECONDS
+rm -rf "$models" "$results" "$sample/runs"
 
-stage() {  # what it is, what it reads, what it writes; then the command
+stage() { # what it is, what it reads, what it writes; then the command
+    local begun=$SECONDS
     printf '\n== %s\n   reads  %s\n   writes %s\n' "$1" "$2" "$3"
     shift 3
     echo "   \$ $*"
     "$@"
+    echo "   took $((SECONDS - begun)) s"
 }
 
-stage "1 sample archive and lists" "nothing" "$sample/Data*, $sample/Hr*, $lists" \
+stage "1 sample archive and its lists" "nothing" "$sample/{DataTrain,DataEval,DataObj,HrTrain,HrEval}, $days/Pre*.json" \
     python 1create_data_lists.py --make-sample
-half=$(python -c "print(${MINUTES:-6} / 2)")
-stage "2 training x100" "$lists/PreTrain.json" "$models/pre_srgan_x100.pth" \
-    python 2train.py --data-folder "$lists" --lr-step 1 --checkpoint "$models/pre_srgan_x100.pth" --max-minutes "$half" --runs "$sample/runs"
-stage "2 training x40" "$lists/PreTrain.json" "$models/pre_srgan_x40.pth" \
-    python 2train.py --data-folder "$lists" --lr-step 0.4 --checkpoint "$models/pre_srgan_x40.pth" --max-minutes "$half" --runs "$sample/runs"
-stage "5 pairs of the evaluation days" "$lists/PreEval.json" "$results/ResultEval/NN_pre_lr.nc, NN_pre_hr.nc" \
-    python 5interpolation.py --split eval --data-folder "$lists" --out "$results/ResultEval"
-stage "5 pairs of the forecasts" "$lists/PreObj.json" "$results/ResultObj/NN_pre_lr.nc, NN_pre_hr.nc" \
-    python 5interpolation.py --split obj --data-folder "$lists" --out "$results/ResultObj"
-stage "3 downscaling the evaluation days" "$lists/PreEval.json, $models/pre_srgan_x100.pth" "$results/ResultEval/NN_pre_sr.nc, scores.csv, plots/" \
-    python 3downscale_eval.py --data-folder "$lists" --checkpoint "$models/pre_srgan_x100.pth" --out "$results/ResultEval" --members 4 --plots
-stage "4 downscaling the forecasts" "$lists/PreObj.json, $models/pre_srgan_x40.pth" "$results/ResultObj/NN_pre_sr.nc, scores.csv, plots/" \
-    python 4downscale_obj.py --data-folder "$lists" --checkpoint "$models/pre_srgan_x40.pth" --out "$results/ResultObj" --members 4 --plots
-stage "notebook" "$results" "$results/Eval_Correctness.html" \
-    python -m nbconvert --to html --execute Eval_Correctness.ipynb --output-dir "$results" --log-level ERROR
+stage "1 lists of the 0.01 degree truth" "$sample/HrTrain, $sample/HrEval" "$truth/Pre*.json" \
+    python 1create_data_lists.py --train-folders "$sample/HrTrain" --eval-folders "$sample/HrEval" --output-folder "$truth"
+stage "2 training x100, 1 to 0.01 degree" "$truth/PreTrain.json" "$x100, $sample/runs" \
+    python 2train.py --data-folder "$truth" --target coarsen --region all --lr-step 1 --checkpoint "$x100" --max-minutes "$half" --runs "$sample/runs"
+stage "2 training x40, 0.4 to 0.01 degree" "$truth/PreTrain.json" "$x40, $sample/runs" \
+    python 2train.py --data-folder "$truth" --target coarsen --region all --lr-step 0.4 --checkpoint "$x40" --max-minutes "$half" --runs "$sample/runs"
+stage "5 pairs of the evaluation days" "$truth/PreEval.json" "$results/ResultEval/NN_pre_lr.nc, NN_pre_hr.nc" \
+    python 5interpolation.py --split eval --data-folder "$truth" --target coarsen --region all --lr-step 1 --out "$results/ResultEval"
+stage "5 pairs of the forecasts" "$days/PreObj.json" "$results/ResultObj/NN_pre_lr.nc, NN_pre_hr.nc" \
+    python 5interpolation.py --split obj --data-folder "$days" --out "$results/ResultObj"
+stage "3 downscaling the evaluation days" "$truth/PreEval.json, $x100" "$results/ResultEval/NN_pre_sr.nc, scores.csv, plots" \
+    python 3downscale_eval.py --data-folder "$truth" --checkpoint "$x100" --out "$results/ResultEval" --members "${MEMBERS:-6}" --plots
+stage "4 downscaling the forecasts" "$days/PreObj.json, $days/PreEval.json, $x40" "$results/ResultObj/NN_pre_sr.nc, scores.csv, plots" \
+    python 4downscale_obj.py --data-folder "$days" --checkpoint "$x40" --region 106 110 26 30 --out "$results/ResultObj" --members "${MEMBERS:-6}" --plots
+RUN=$sample stage "notebook" "$results" "$results/Eval_Correctness.ipynb, Eval_Correctness.html" \
+    python -m nbconvert --to notebook --execute Eval_Correctness.ipynb --output-dir "$results" --log-level ERROR
+python -m nbconvert --to html "$results/Eval_Correctness.ipynb" --log-level ERROR
 
-printf '\n== done in %d minutes\n' $(((SECONDS - started + 30) / 60))
-python - "$results/ResultEval/scores.csv" <<'PY'
-import csv, sys
+printf '\n== done in %d min %02d s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60))
+python - "$results" <<'PY'
+import csv
+import sys
 
-rows = {row["name"]: row for row in csv.DictReader(open(sys.argv[1]))}
-print("evaluation days of the GENERATED sample, mm (truth is an interpolation of the input, so bilinear is hard to beat):")
-print(f"{'':24s}{'CRPS':>10s}{'RMSE':>10s}{'Q-Q RMSE':>10s}{'conservation error':>20s}")
-for name in ("bilinear", "ensemble"):
-    row = rows[name]
-    print(f"{name:24s}" + "".join(f"{float(row[key]):10.3f}" for key in ("crps", "rmse", "qq_rmse")) + f"{float(row['conservation_mm']):20.1e}")
+
+def rows(name):
+    with open(f"{sys.argv[1]}/{name}/scores.csv", encoding="utf-8") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+scores, columns = rows("ResultEval"), ("crps", "rmse", "qq_rmse", "p999_ratio", "lsd_db", "conservation_mm")
+print(f"Evaluation days of the GENERATED sample (not observations), x100 against its 0.01 degree truth, mm:\n{'':16s}", end="")
+print("".join(f"{key:>17s}" for key in columns))
+for name, words in (("bilinear", "bilinear"), ("ensemble mean", "ours, mean"), ("ensemble", "ours, members")):
+    print(f"{words:16s}" + "".join(f"{float(scores[name][key]):17.3g}" for key in columns))
+print("(crps of one field is its mean absolute error; p999_ratio is best at 1, the others at 0)")
+for name, row in rows("ResultObj").items():
+    print(f"forecasts x40, {name}: mean {float(row['mean_sr']):.2f} against {float(row['mean_reference']):.2f} mm, Q-Q RMSE {float(row['qq_rmse']):.2g} mm")
 PY
-echo "pictures: $results/ResultEval/plots, $results/ResultObj/plots; notebook: $results/Eval_Correctness.html"
-echo "training curves: tensorboard --logdir $sample/runs"
+echo "pictures: $results/ResultEval/plots, $results/ResultObj/plots"
+ls "$results"/Result*/plots/*.png | sed 's/^/  /'
+echo "notebook: $results/Eval_Correctness.html; training curves: tensorboard --logdir $sample/runs"

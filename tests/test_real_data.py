@@ -99,14 +99,14 @@ def test_radar_fields_keep_the_coordinates_of_the_file(radar, monkeypatch, step,
     monkeypatch.chdir(radar)
     out = radar / f"x{scale}"
     run(5, "--split", "eval", "--target", "coarsen", "--region", "all", "--lr-step", step, "--out", out)
-    run(3, "--checkpoint", f"Data/SavedModels/pre_srgan_coarsen_x{scale}.pth", "--out", out)
+    run(3, "--checkpoint", f"Data/SavedModels/pre_srgan_coarsen_x{scale}.pth", "--out", out, "--no-scores")
     lr, hr, sr = (read_out(out / f"00_pre_{kind}.nc") for kind in ("lr", "hr", "sr"))
     with xr.open_dataset(RADAR / "eval/2019_06_10_0024.nc") as file:
         rows = file.tp.transpose("lat", "lon").sortby("lat", ascending=False).sortby("lon")
         for field in (hr, sr):
             np.testing.assert_allclose(field.lat, rows.lat, rtol=0, atol=1e-6)
             np.testing.assert_allclose(field.lon, rows.lon, rtol=0, atol=1e-6)
-            assert field.time.values == file.time.values == np.datetime64("2019-06-10T00:24")
+            assert field.time.values == file.time.values
         core = tuple(n * scale for n in cells)
         np.testing.assert_allclose(hr, np.maximum(rows, 0), rtol=1e-6)
     assert lr.shape == cells
