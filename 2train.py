@@ -81,7 +81,9 @@ class TrainConfig:
         for name, known in KNOWN.items():
             for word in losses.get(f"{name}_", [getattr(self, name)]):
                 if word not in known:
-                    raise DataError(f"--{name.replace('_', '-')} {word}: expected one of {', '.join(filter(None, known))}")
+                    raise DataError(
+                        f"--{name.replace('_', '-')} {word}: expected one of {', '.join(filter(None, known))}"
+                    )
         for name, (low, high) in BOUNDS.items():
             if not low <= getattr(self, name) <= high:
                 raise DataError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {low:g} to {high:g}")
@@ -123,6 +125,21 @@ _SRGAN = {
     "discriminator_rate": 1e-4,
     "amounts": 1.0,
     "crop": 200,
+}
+GENERATOR_WORDS = {
+    "channels": "width of the network at LR",
+    "blocks": "residual blocks at LR",
+    "stage_channels": "width of each upsampling stage, one number a prime factor of the scale; none: tapering",
+    "stage_blocks": "residual blocks of each upsampling stage; none: by their cost",
+    "noise_channels": "noise joined at each stage; 0: one deterministic field (SRResNet)",
+    "norm": "none, or batch for batch norm (breaks amounts)",
+    "activation": "of the LR part: prelu, relu, leakyrelu or tanh",
+    "stage_activation": "of the stages",
+    "transform": "how rain enters: log, minmax, zscore, decimal, mean, binarise or mean_over_max",
+    "output": "how rain leaves: exp or softplus, before conservation",
+    "conserve": "rescale each block to its LR value (off by default for paired)",
+    "position_channels": "learned maps of a fixed region (terrain, coast); ties the model to it",
+    "dropout": "share of the LR part's channels dropped in training",
 }
 RECIPES = {
     "crps": ({}, {}),
@@ -178,7 +195,11 @@ def parse_args(argv=None):
     parser.add_argument("--runs", default="runs", help="folder of TensorBoard events (default: %(default)s)")
     utils.add_dataclass_arguments(parser, TrainConfig, "training", choices={"recipe": tuple(RECIPES)})
     utils.add_dataclass_arguments(
-        parser, models.GeneratorConfig, "generator", skip=("scale", "transform_parameters", "position_shape")
+        parser,
+        models.GeneratorConfig,
+        "generator",
+        skip=("scale", "transform_parameters", "position_shape"),
+        words=GENERATOR_WORDS,
     )
     return parser.parse_args(argv)
 
@@ -287,7 +308,9 @@ def amp_dtype(choice, device):
         return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[choice]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else None  # AMX and AVX512 units; emulated elsewhere
+    return (
+        torch.bfloat16 if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else None
+    )  # AMX and AVX512 units; emulated elsewhere
 
 
 class Clock:
@@ -638,7 +661,9 @@ def resumed(path, state, config, dataset, group, args):
     asked = {**typed, **given(args, models.GeneratorConfig), **asdict(config)}
     with utils.reading(path):
         if "generator" not in state:
-            raise DataError(f"{path}: an export, which cannot be gone on with; name the checkpoint it came from, or use --init")
+            raise DataError(
+                f"{path}: an export, which cannot be gone on with; name the checkpoint it came from, or use --init"
+            )
         stored = {**state["train_config"], **state["generator_config"], **state["data_config"]}
         odd = [
             f"{k} {stored[k]} (asked: {asked[k]})"

@@ -224,7 +224,9 @@ def create_data_lists(
             entries[split] = _pair_by_time(records, truth, split)
             paired = {path for pair in entries[split] for path in pair.values()}
             info["left_out"] += [
-                f"{r['path']}: no partner of its time ({r['time']})" for r in (*records, *truth) if r["path"] not in paired
+                f"{r['path']}: no partner of its time ({r['time']})"
+                for r in (*records, *truth)
+                if r["path"] not in paired
             ]
     for split, paths in entries.items():
         write_json(Path(output_folder) / LISTS[split], paths)
@@ -380,7 +382,9 @@ def save_checkpoint(path, state):
             torch.save({"format": CHECKPOINT_FORMAT, "version": VERSION, **state}, part)
             torch.load(part, map_location="cpu", weights_only=True)
         except RuntimeError as error:  # what torch makes of a full disk
-            raise DataError(f"{path}: cannot be written ({str(error).splitlines()[0][:120]}); is the disk full?") from None
+            raise DataError(
+                f"{path}: cannot be written ({str(error).splitlines()[0][:120]}); is the disk full?"
+            ) from None
         if path.exists():
             previous = path.with_name(path.name + ".previous")
             previous.unlink(missing_ok=True)
@@ -602,7 +606,9 @@ def set_aside(paths, records="Data/DataResults/Historical_Records"):
     paths = [Path(p) for p in paths if Path(p).exists()]
     if paths:
         name = f"{paths[0].resolve().parent.name}_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
-        target = next(t for k in itertools.count() if not (t := Path(records) / (f"{name}_{k}" if k else name)).exists())
+        target = next(
+            t for k in itertools.count() if not (t := Path(records) / (f"{name}_{k}" if k else name)).exists()
+        )
         target.mkdir(parents=True)
         for path in paths:
             shutil.move(path, target / path.name)  # also to another disk, where os.replace fails
@@ -630,8 +636,8 @@ def add_data_arguments(parser, config=None):
             "--region",
             nargs="+",
             default=config.region,
-            metavar="LONW LONE LATS LATN | all",
-            help="bounds in degrees, cell centres or cell edges, or all (default: 106 110 26 30)",
+            metavar="BOUND",
+            help="LONW LONE LATS LATN in degrees, cell centres or cell edges, or all (default: 106 110 26 30)",
         )
         parser.add_argument("--lr-step", type=float, help="LR cell size, degrees")
         parser.add_argument(
@@ -673,7 +679,10 @@ def downscale_args(description, out, argv=None, extend=None):
         help="one seed gives one ensemble, whatever the tiles and machines (default: %(default)s)",
     )
     parser.add_argument(
-        "--region", nargs="+", metavar="LONW LONE LATS LATN | all", help="bounds in degrees (default: the checkpoint's)"
+        "--region",
+        nargs="+",
+        metavar="BOUND",
+        help="LONW LONE LATS LATN in degrees, or all (default: the checkpoint's)",
     )
     parser.add_argument(
         "--units", default="auto", help="units of files without an attribute (default: what stage 1 found)"
@@ -704,7 +713,7 @@ def downscale_args(description, out, argv=None, extend=None):
     return args
 
 
-def add_dataclass_arguments(parser, cls, title, skip=(), choices=None):
+def add_dataclass_arguments(parser, cls, title, skip=(), choices=None, words=None):
     """Every field of a dataclass as an option of the same name; what is not typed does not appear in the result."""
     group = parser.add_argument_group(f"{title} (default in brackets)")
     for item in fields(cls):
@@ -720,7 +729,7 @@ def add_dataclass_arguments(parser, cls, title, skip=(), choices=None):
             dest=item.name,
             default=argparse.SUPPRESS,
             choices=(choices or {}).get(item.name),
-            help=f"{item.metadata.get('help', '')} [{shown}]",
+            help=f"{item.metadata.get('help') or (words or {})[item.name]} [{shown}]",
             **kind,
         )
 
