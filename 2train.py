@@ -28,7 +28,9 @@ import models
 import utils
 from utils import AverageMeter, DataError, log
 
-WARM_UP = 60  # steps of rising learning rate, and before the length of a run with --max-minutes is planned
+WARM_UP = (
+    60  # steps of rising learning rate; a run with --max-minutes is planned after them, or after a fifth of its time
+)
 
 
 def option(default, words):
@@ -407,7 +409,7 @@ class Training:
         done = (self.step - first) / max(length, 1)
         if self.train.schedule == "half":
             return 0.1 if done >= 0.5 else 1.0
-        rising = min(1.0, (self.step - first + 1) / WARM_UP)
+        rising = min(1.0, (self.step - first + 1) / min(WARM_UP, length / 4 + 1))
         return rising * 0.5 * (1 + math.cos(math.pi * done)) * (0.3 if self.fighting else 1.0)
 
     def _members(self, lr, box, noise):
@@ -605,7 +607,8 @@ class Training:
 
 def plan_length(training, clock, args, began):
     """Fit the number of steps to --max-minutes, once, where none was typed: the schedule then ends in time."""
-    if training.planned or training.step < WARM_UP:
+    early = clock.minutes and clock.elapsed - began < clock.minutes / 5
+    if training.planned or training.step < 3 or (training.step < WARM_UP and early):
         return
     per_step = (clock.elapsed - began) / training.step
     left = clock.minutes * 0.93 - clock.elapsed

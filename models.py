@@ -31,7 +31,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "leakyrelu": lambda: nn.LeakyReLU(0.2), "tanh": nn.Tanh}
 NORMS = ("none", "batch")
-EMPTY = 1e-20  # added to raw values: nothing is divided by zero, and blocks of zeros share evenly
+EMPTY = 1e-20  # mm: no logarithm of zero
+PASSES = 2  # corrections of even_levels
+SEAMS_FROM = 10  # scale from which cells are evened: smaller ones are within reach of the last convolutions
 DRY = 0.01  # mm: less than this in a pixel is no rain
 EXP_LIMIT = 10.0  # exp(10) mm is beyond any rain
 TILE_PIXELS = 1_500_000
@@ -56,6 +58,7 @@ __all__ = [
     "conserve_mass",
     "content_loss",
     "downscale",
+    "even_levels",
     "fair_crps",
     "generator_config",
     "gradient_penalty",
@@ -288,6 +291,7 @@ class Generator(nn.Module):
         self.config = config
         self.scale = config.scale
         self.net = SRResModel(config)
+        self.ring = PASSES if config.conserve and config.scale >= SEAMS_FROM else 0  # see even_levels
         self.position = None
         if config.position_channels:
             self.position = nn.Parameter(0.1 * torch.randn(1, config.position_channels, *config.position_shape))
@@ -329,9 +333,9 @@ class Generator(nn.Module):
         with torch.autocast(raw.device.type, enabled=False):
             if not self.config.conserve:
                 return OUTPUTS[self.config.output](raw)
-            if self.config.output == "exp":  # only proportions count: take each cell's largest as 1, like a softmax
-                raw = raw - F.interpolate(F.max_pool2d(raw, self.scale), scale_factor=self.scale)
-            return conserve_mass(OUTPUTS[self.config.output](raw), lr[..., r0:r1, c0:c1].float(), self.scale)
+            lr = lr[..., r0:r1, c0:c1].float()
+            logs = raw if self.config.output == "exp" else (OUTPUTS[self.config.output](raw) + EMPTY).log()
+            return conserve_mass(even_levels(logs, lr, self.scale) if self.ring else logs, lr, self.scale)
 
     def _check_region(self, lr):
         shape = tuple(n * self.scale for n in lr.shape[-2:])
@@ -353,21 +357,46 @@ class Generator(nn.Module):
         return parts
 
 
-def conserve_mass(raw, lr, scale):
-    """Share each LR cell's rain out over its scale x scale pixels in proportion to raw.
+def conserve_mass(logs, lr, scale):
+    """Share each LR cell's rain out over its scale x scale pixels in proportion to exp(logs).
 
-    Pixels that would get less than DRY mm are dry, and their rain goes to the others. Only the proportions of raw
-    count; a block of zeros shares evenly, so nothing is divided by zero.
+    Pixels that would get less than DRY mm are dry, and their rain goes to the others. Only proportions count, like in
+    a softmax: no block can overflow, underflow or be divided by zero.
 
-    Args: raw (N, 1, h * scale, w * scale), >= 0; lr (N, 1, h, w), mm.
+    Args: logs (N, 1, h * scale, w * scale); lr (N, 1, h, w), mm.
     Returns: (N, 1, h * scale, w * scale), mm: block means are lr to float32 rounding, exactly 0 where lr is 0.
     """
     n, c, h, w = lr.shape
     amount = lr.reshape(n, c, h, 1, w, 1)
-    blocks = raw.reshape(n, c, h, scale, w, scale) + EMPTY
-    share = blocks / blocks.mean((3, 5), keepdim=True)
+    blocks = logs.reshape(n, c, h, scale, w, scale)
+    share = (blocks - blocks.amax((3, 5), keepdim=True)).exp()
+    share = share / share.mean((3, 5), keepdim=True)
     share = F.relu(share - DRY / amount.clamp(min=2 * DRY))  # at most half a share: the mean stays above a half
     return (share / share.mean((3, 5), keepdim=True) * amount).reshape(n, c, h * scale, w * scale)
+
+
+def even_levels(logs, lr, scale):
+    """Add a smooth field to logs so that block means of exp(logs) nearly are lr, before `conserve_mass` makes them so.
+
+    One factor for each cell shows as a step at cell edges. Here the factors' logarithms stand at cell centres and are
+    interpolated between wet cells; PASSES corrections leave conserve_mass little to do. A cell's result depends on
+    cells up to PASSES away.
+
+    Args: logs (N, 1, h * scale, w * scale); lr (N, 1, h, w), mm. Returns: as logs.
+    """
+    n, c, h, w = lr.shape
+    wet = (lr > 0).to(lr.dtype)
+
+    def between(cells):  # (N, 1, h, w) -> (N, 1, h * scale, w * scale)
+        return _enlarge(F.pad(cells, (1,) * 4, mode="replicate"), scale, 1, 0)
+
+    weight = between(wet).clamp(min=0.25)  # a wet cell's own share of the interpolation is never less
+    moved, shift = logs, torch.zeros_like(lr)
+    for _ in range(PASSES):
+        level = moved.reshape(n, c, h, scale, w, scale).logsumexp((3, 5)) - 2 * math.log(scale)
+        shift = shift + wet * (lr.clamp(min=1e-30).log() - level)
+        moved = logs + between(shift) / weight
+    return moved
 
 
 def load_generator(state, device="cpu"):
@@ -422,16 +451,18 @@ def downscale(generator, lr, *, members=1, seed=0, day="2023-08-01", origin=(0, 
     missing = np.isnan(lr)
     field_ = torch.from_numpy(_fill(lr))[None, None].to(device)  # (1, 1, h, w)
     x, features = generator.encode(field_)
-    s, (h, w) = generator.scale, lr.shape
+    s, ring, (h, w) = generator.scale, generator.ring, lr.shape
     for r0 in range(0, h, side):
         for c0 in range(0, w, side):
             r1, c1 = min(r0 + side, h), min(c0 + side, w)
+            part = (max(r0 - ring, 0), min(r1 + ring, h), max(c0 - ring, 0), min(c1 + ring, w))
+            inner = (..., slice((r0 - part[0]) * s, (r1 - part[0]) * s), slice((c0 - part[2]) * s, (c1 - part[2]) * s))
             sr = np.empty((members, (r1 - r0) * s, (c1 - c0) * s), np.float32)
             for m in range(members):
                 key = f"{seed}|{m}|{day}"
-                box = (origin[0] + r0, origin[0] + r1, origin[1] + c0, origin[1] + c1)
+                box = tuple(n + origin[k // 2] for k, n in enumerate(part))
                 noise = [None if z is None else z.to(device) for z in _keyed_noise(generator.net, key, box)]
-                sr[m] = generator.upsample(field_, x, features, noise, (r0, r1, c0, c1))[0, 0].cpu().numpy()
+                sr[m] = generator.upsample(field_, x, features, noise, part)[inner][0, 0].cpu().numpy()
             sr[:, np.kron(missing[r0:r1, c0:c1], np.ones((s, s), bool))] = np.nan
             yield slice(r0 * s, r1 * s), slice(c0 * s, c1 * s), sr
 
