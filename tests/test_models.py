@@ -175,7 +175,7 @@ def test_extreme_weights_do_not_overflow():
 
 
 def test_no_step_at_cell_edges():
-    """A smooth field over cells of 1 and 9 mm: the step at the edge is a small part of what one factor a cell leaves."""
+    """A smooth field over cells of 1 and 9 mm: the step is a small part of what one factor a cell leaves."""
     x = torch.linspace(-1, 1, 80).sigmoid()
     logs, lr = x.expand(1, 1, 40, 80), torch.tensor([[[[1.0, 9.0]]]])
     step = lambda sr: (sr[..., 40] / sr[..., 39]).log().abs().mean()  # noqa: E731

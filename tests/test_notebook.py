@@ -1,0 +1,114 @@
+"""The notebook, run headless on small runs: what it shows are the numbers of the files and of the score table."""
+
+import csv
+import os
+import re
+import shutil
+
+import nbformat
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import ROOT, read_out, run
+from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
+
+import datasets
+
+NOTEBOOK = ROOT / "Eval_Correctness.ipynb"
+
+
+def execute(home, run_folder, monkeypatch):
+    """The text and the number of pictures that the notebook shows for a run, with `home` as current folder."""
+    monkeypatch.setenv("RUN", str(run_folder))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    ExecutePreprocessor(timeout=300, kernel_name="python3").preprocess(notebook, {"metadata": {"path": str(home)}})
+    shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = "".join(output.text for output in shown if output.output_type == "stream" and output.name == "stdout")
+    return text, sum("image/png" in output.get("data", {}) for output in shown)
+
+
+def numbers(text, name, part=0):
+    """The numbers of the table row that begins with `name`, of its part-th appearance."""
+    line = [line for line in text.splitlines() if line.startswith(name)][part]
+    return [float(word) for word in line[26:].split()]
+
+
+@pytest.fixture(scope="module")
+def evaluated(project, tmp_path_factory):
+    """A run of the small project as stages 5, 3 and 4 leave it: its folder, with both target interpolate models."""
+    folder = tmp_path_factory.mktemp("run")
+    shutil.copytree(project.lists, folder / "JsonPath")
+    before = os.getcwd()
+    os.chdir(project.home)
+    try:
+        for split, number, model in (("eval", 3, project.x10), ("obj", 4, project.x4)):
+            out = folder / f"DataResults/Result{split.title()}"
+            run(5, "--split", split, "--hr-step", 0.1, "--out", out)
+            run(number, "--checkpoint", model, "--out", out, "--members", 3)
+    finally:
+        os.chdir(before)
+    return folder
+
+
+def test_numbers_shown_are_those_of_the_files(project, evaluated, monkeypatch):
+    text, pictures = execute(project.home, evaluated, monkeypatch)
+    assert pictures == 8  # maps, two Q-Q at sites, scores; maps, sites, pooled Q-Q, mistakes
+    assert "INTERPOLATION OF THE INPUT" in text
+    assert "GENERATED" not in text
+    assert float(re.search(r"block means from the input (\S+) mm \(25 sites, 3 times\)", text)[1]) < 1e-3
+
+    with (evaluated / "DataResults/ResultEval/scores.csv").open(encoding="utf-8") as file:
+        scores = {row["name"]: row for row in csv.DictReader(file)}
+    for name in ("bilinear", "ensemble  "):  # the table of stage 3, to the printed digits
+        expected = [float(scores[name.strip()][key]) for key in ("rmse", "bias", "crps", "qq_rmse")]
+        assert numbers(text, name)[:4] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+    lr, sr = ([read_out(p) for p in sorted((evaluated / "DataResults/ResultObj").glob(f"*_{kind}.nc"))] for kind in ("lr", "sr"))
+    consistency = numbers(text, "consistency: own input")
+    assert consistency[:2] == [3, 363]
+    assert consistency[3] == pytest.approx(np.mean([field.mean() for field in lr]), rel=1e-3)  # mm, not metres
+    assert consistency[6] < 1e-3
+    assert "no analysed day of these dates" in text
+
+    truth = np.stack([field.values for field in lr]).astype("float64")
+    made = np.stack([datasets.block_mean(field.values[0].astype("float64"), 4) for field in sr])
+    for name, wrong in (("metres taken for mm", made / 1000), ("sites mirrored", made[:, ::-1])):
+        assert numbers(text, name)[3] == pytest.approx(np.sqrt(((wrong - truth) ** 2).mean()), rel=1e-3)
+    assert numbers(text, "sites mirrored")[4] < 1e-3 < numbers(text, "metres taken for mm")[4]
+
+
+def test_generated_archive_with_truth_and_without_forecasts(project, tmp_path, monkeypatch):
+    out = tmp_path / "DataResults/ResultEval"
+    monkeypatch.chdir(project.home)
+    options = ("--data-folder", project.hr_lists, "--out", out)
+    run(5, "--split", "eval", *options, "--target", "coarsen", "--lr-step", 1, "--hr-step", 0.1)
+    run(3, "--checkpoint", project.coarsen, *options)
+    for path in out.glob("*.nc"):
+        with xr.open_dataset(path) as file:
+            file = file.load()
+        file.assign_attrs(archive="generated sample").to_netcdf(path)
+    text, pictures = execute(project.home, tmp_path, monkeypatch)
+    assert pictures == 4
+    assert "target coarsen" in text
+    assert "INTERPOLATION" not in text
+    assert "GENERATED SAMPLE: not observations" in text
+    assert "nothing to show from here on" in text
+
+
+def test_swapped_days_are_refused(project, evaluated, tmp_path, monkeypatch):
+    shutil.copytree(evaluated, tmp_path / "run")
+    one, two = (tmp_path / f"run/DataResults/ResultEval/0{k}_pre_sr.nc" for k in (0, 1))
+    one.rename(tmp_path / "kept.nc")
+    two.rename(one)
+    (tmp_path / "kept.nc").rename(two)
+    with pytest.raises(CellExecutionError, match="its place in the list"):
+        execute(project.home, tmp_path / "run", monkeypatch)
+
+
+def test_committed_notebook_is_executed_and_small():
+    assert NOTEBOOK.stat().st_size < 2e6
+    cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    assert "GENERATED SAMPLE" in "".join(output.get("text", "") for cell in cells for output in cell.outputs)
+    assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
