@@ -28,9 +28,8 @@ import models
 import utils
 from utils import AverageMeter, DataError, log
 
-WARM_UP = (
-    60  # steps of rising learning rate; a run with --max-minutes is planned after them, or after a fifth of its time
-)
+# steps of rising learning rate; a run with --max-minutes is planned after them, or after a fifth of its time
+WARM_UP = 60
 
 
 def option(default, words):
@@ -310,9 +309,8 @@ def amp_dtype(choice, device):
         return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[choice]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return (
-        torch.bfloat16 if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else None
-    )  # AMX and AVX512 units; emulated elsewhere
+    # AMX and AVX512 units; emulated, and slow, elsewhere
+    return torch.bfloat16 if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else None
 
 
 class Clock:
@@ -605,7 +603,7 @@ class Training:
             )
 
 
-def plan_length(training, clock, args, began):
+def plan_length(training, clock, began):
     """Fit the number of steps to --max-minutes, once, where none was typed: the schedule then ends in time."""
     early = clock.minutes and clock.elapsed - began < clock.minutes / 5
     if training.planned or training.step < 3 or (training.step < WARM_UP and early):
@@ -642,7 +640,7 @@ def train_model(config, path, args, group, clock):
     bar = utils.progress(None, f"x{config.scale}", total=training.steps)
     bar.update(training.step)
     while training.step < training.steps and not group.any(clock.over):
-        plan_length(training, clock, args, began)
+        plan_length(training, clock, began)
         if training.step == training.train.content_steps:
             training.best = math.inf  # the adversarial phase is judged by itself
         for name, value in training.run_step().items():

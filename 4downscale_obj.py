@@ -24,11 +24,12 @@ def compare(args, fields, paths):
     except DataError:
         analyses = {}
         log("no evaluation list, so the forecasts are compared with their own input only")
-    rows = utils.compare_forecasts(paths, [field.values() for field in fields], analyses)
+    inputs = [field.values() for field in fields]
+    rows = utils.compare_forecasts(paths, inputs, analyses)
     utils.write_scores(Path(args.out) / "scores.csv", rows)
     log(utils.format_table(rows))
     if args.plots:
-        utils.draw_forecasts(args.out, paths, [field.values() for field in fields])
+        utils.draw_forecasts(args.out, paths, inputs)
 
 
 def main(argv=None):
