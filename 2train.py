@@ -285,17 +285,24 @@ class Group:
         """Average tensors over processes in place, as one message; returns its bytes."""
         if self.size == 1 or not tensors:
             return 0
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat)
+        flat = self._reduce(torch.cat([t.reshape(-1) for t in tensors]), dist.ReduceOp.SUM)
         for tensor, part in zip(tensors, flat.div_(self.size).split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
         return flat.numel() * flat.element_size()
 
-    def any(self, flag):
-        """True where any process says so."""
-        value = torch.tensor([float(flag)], device=self.device)
-        self.mean([value])
-        return bool(value.item() > 0)
+    def largest(self, number):
+        """The largest of the processes' numbers."""
+        value = torch.tensor([float(number)], device=self.device)
+        return (self._reduce(value, dist.ReduceOp.MAX) if self.size > 1 else value).item()
+
+    def _reduce(self, flat, kind):
+        try:
+            dist.all_reduce(flat, kind)
+        except RuntimeError as error:  # gloo and nccl, each in its own words
+            raise DataError(
+                f"process {self.rank} of {self.size} lost another one, whose own message says why ({str(error).splitlines()[0][:120]})"
+            ) from None
+        return flat
 
     def share(self, count):
         """(first, number) of this process's part of `count` samples."""
@@ -639,7 +646,7 @@ def train_model(config, path, args, group, clock):
     meters, began = {}, clock.elapsed
     bar = utils.progress(None, f"x{config.scale}", total=training.steps)
     bar.update(training.step)
-    while training.step < training.steps and not group.any(clock.over):
+    while training.step < training.steps and not group.largest(clock.over):
         plan_length(training, clock, began)
         if training.step == training.train.content_steps:
             training.best = math.inf  # the adversarial phase is judged by itself
@@ -775,9 +782,10 @@ def main(argv=None):
                 + (f"{path} keeps the last good step" if path.exists() else f"{path} was not written yet")
                 + "; try a lower --learning-rate or --amp off"
             ) from None
-        if clock.signal:
-            log(f"ended by {clock.signal.name}; go on with --resume")
-            return 128 + clock.signal
+        ended = int(group.largest(clock.signal or 0))  # it may have reached one process of many
+        if ended:
+            log(f"ended by {signal.Signals(ended).name}; go on with --resume")
+            return 128 + ended
     if group.size > 1:
         dist.destroy_process_group()
     return 0

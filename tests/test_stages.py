@@ -587,6 +587,35 @@ def test_two_processes_equal_one(home, tmp_path, unbroken):
     assert two["best"] == pytest.approx(one["best"], rel=1e-3)
 
 
+def test_a_process_without_its_input_ends_the_others_with_the_cause(home, tmp_path):
+    """torchrun ends the process that waits for the one that did not get so far."""
+    words = ["--hr-step", "0.1", "--lr-step", "1", *map(str, TINY), "--checkpoint", str(tmp_path / "a.pth")]
+    task = '[ "$RANK" = 0 ] && lists=Data/JsonPath || lists=nowhere; exec "$0" "$@" --data-folder "$lists"'
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+        + ["bash", "-c", task, sys.executable, str(ROOT / "2train.py"), *words],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1
+    assert "error: nowhere/PreTrain.json: no such list" in done.stderr and "Root Cause" in done.stderr
+
+
+def test_a_process_that_loses_another_says_so(monkeypatch):
+    group = object.__new__(stage(2)["Group"])
+    group.rank, group.size, group.device = 0, 2, torch.device("cpu")
+
+    def gone(*args):
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", gone)
+    for call in (lambda: group.mean([torch.ones(2)]), lambda: group.largest(1)):
+        with pytest.raises(DataError, match="process 0 of 2 lost another one.*Connection closed"):
+            call()
+
+
 # ---------------------------------------------------------------- scripts as files
 
 
