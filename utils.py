@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from dataclasses import fields
@@ -765,12 +766,16 @@ def downscale_list(fields, predict, args, checkpoint_digest, config):
     requests = [hashlib.sha256(f"{made} {args.members} {field.identity}".encode()).hexdigest()[:16] for field in mine]
     todo = [args.overwrite or not finished(*pair) for pair in zip(paths, requests, strict=True)]
     known = {f"{field.index:02d}_pre_sr.nc" for field in fields}
-    stale = [path for path in sorted(Path(args.out).glob("*_pre_sr.nc")) if path.name not in known]  # of a longer list
+    stale = []  # of a longer list; one process of an array moves them
+    if args.shard[0] == 0:
+        stale = [path for path in sorted(Path(args.out).glob("*_pre_sr.nc")) if path.name not in known]
     set_aside([path for path, wanted in zip(paths, todo, strict=True) if wanted] + stale)
     if not all(todo):
         log(
             f"{len(todo) - sum(todo)} of {len(todo)} outputs in {args.out} are whole and of this request: kept (--overwrite makes them anew)"
         )
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # end of the time, or preempted: no half-written file stays behind
+        signal.signal(number, lambda caught, frame: sys.exit(128 + caught))
     for field, path, request, wanted in progress(list(zip(mine, paths, requests, todo, strict=True)), "downscaling"):
         if wanted:
             _downscale_one(field, path, predict, args.members, {**made, "request": request})

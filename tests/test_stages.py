@@ -288,6 +288,28 @@ def test_shards_make_the_whole(home, tmp_path):
         np.testing.assert_array_equal(whole, part)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_while_downscaling_leaves_whole_files_alone(home, tmp_path, monkeypatch, number):
+    """The second of three fields is half written when the signal comes; the next run makes it and the third."""
+    out, put, plain = tmp_path / "out", [], utils.NetCDFWriter.put
+
+    def signalled(self, *args):
+        put.append(self.path.name)
+        if len(set(put)) == 2:
+            os.kill(os.getpid(), number)
+        plain(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(utils.NetCDFWriter, "put", signalled)
+        with pytest.raises(SystemExit) as end:
+            run3("--checkpoint", home.x10, "--out", out)
+    assert end.value.code == 128 + number
+    assert [path.name for path in out.iterdir()] == ["00_pre_sr.nc"]
+    first = (out / "00_pre_sr.nc").stat().st_mtime_ns
+    run3("--checkpoint", home.x10, "--out", out)
+    assert len(outputs(out)) == 3 and (out / "00_pre_sr.nc").stat().st_mtime_ns == first
+
+
 def test_same_request_is_kept_and_another_moved_aside(home, tmp_path, capsys, monkeypatch):
     records = home.home / "Data/DataResults/Historical_Records"
     argv = ["--checkpoint", home.x10, "--out", tmp_path / "again"]
