@@ -1,9 +1,13 @@
-# Makes and enters the Python environment; sourced by quickstart.sh, tests/run.sh and the job scripts.
+# shellcheck shell=bash
+# Makes and enters the Python environment: `bash jobs/environment.sh` makes it; quickstart.sh, tests/run.sh and body.sh source this.
 #
-#   VENV      where it lives (default: .venv in the project)
-#   PYTHON    which Python makes it (default: the newest of python3.13 .. python3.10, python3)
+#   VENV        where it lives (default: .venv in the project)
+#   PYTHON      which Python makes it (default: the first of python3.11, 3.12, 3.13, 3.10, python3)
+#   MODULES     in jobs: environment modules to load first, such as "python/3.11 cuda/12.4"
+#   CONDA_ENV   in jobs: a conda environment to use instead of VENV
 #
-# `use_environment FILE ...` installs the requirement files once; a changed file installs again.
+# `use_environment FILE ...` installs the requirement files once; a changed file installs again. `enter_environment` takes
+# one that is there, since the nodes of a cluster often have no network.
 
 find_python() {
     local name
@@ -38,3 +42,47 @@ use_environment() {
     export PATH="$PWD/$venv/bin:$PATH"
     case "$venv" in /*) export PATH="$venv/bin:$PATH" ;; esac
 }
+
+enter_environment() {
+    local venv="${VENV:-.venv}" name
+    set +u # the functions of modules and conda read unset variables
+    if [ -n "$MODULES" ]; then
+        for name in "$MODULESHOME/init/bash" /etc/profile.d/modules.sh /etc/profile.d/lmod.sh; do
+            # shellcheck disable=SC1090
+            type module >/dev/null 2>&1 || [ ! -r "$name" ] || source "$name"
+        done
+        # shellcheck disable=SC2086  # several modules
+        module load $MODULES || { echo "error: 'module load $MODULES' failed (MODULES); see 'module avail'" >&2; return 1; }
+    fi
+    if [ -n "$CONDA_ENV" ]; then
+        name=$(conda info --base) || { echo "error: CONDA_ENV is $CONDA_ENV, but there is no conda here; name its module in MODULES" >&2; return 1; }
+        # shellcheck disable=SC1091
+        source "$name/etc/profile.d/conda.sh"
+        conda activate "$CONDA_ENV" || {
+            echo "error: conda environment $CONDA_ENV cannot be entered; 'conda env list' names those there are" >&2
+            return 1
+        }
+    elif [ -x "$venv/bin/python" ]; then
+        PATH=$(cd "$venv/bin" && pwd):$PATH
+        export PATH
+    else
+        echo "error: no Python environment in $venv; make it where there is a network: bash jobs/environment.sh (or name one: VENV=/path/to/venv, CONDA_ENV=name)" >&2
+        return 1
+    fi
+    set -u
+    python - <<'PY'
+import importlib.util
+import sys
+
+missing = [name for name in ("torch", "xarray", "netCDF4", "scores", "tensorboard") if not importlib.util.find_spec(name)]
+if missing:
+    sys.exit(f"error: {sys.executable} lacks {', '.join(missing)}; install the rest: bash jobs/environment.sh, or pip install -r requirements.txt")
+PY
+}
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+    set -euo pipefail
+    cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    use_environment requirements.txt
+    echo "environment: ${VENV:-.venv} is ready"
+fi

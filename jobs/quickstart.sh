@@ -81,5 +81,5 @@ for name, row in rows("ResultObj").items():
     print(f"forecasts x40, {name}: mean {float(row['mean_sr']):.2f} against {float(row['mean_reference']):.2f} mm, Q-Q RMSE {float(row['qq_rmse']):.2g} mm")
 PY
 echo "pictures: $results/ResultEval/plots, $results/ResultObj/plots"
-ls "$results"/Result*/plots/*.png | sed 's/^/  /'
+printf '  %s\n' "$results"/Result*/plots/*.png
 echo "notebook: $results/Eval_Correctness.html; training curves: tensorboard --logdir $sample/runs"

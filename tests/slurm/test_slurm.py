@@ -1,0 +1,216 @@
+"""The job scripts of jobs/, submitted to a real Slurm on one node (cluster.py); skipped where there can be none.
+
+The generated sample, at 0.1 degree, with tiny models. A time limit is stood in for by its signal; with
+SLURM_TIME_LIMIT=1 the run waits for Slurm's own, half a minute longer.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cluster import missing, one_node, wait_for
+from conftest import ROOT, TINY, run, stage
+
+import utils
+
+SECONDS = 300  # limit of every wait: a busy machine takes long to import torch
+FOLDERS = [
+    word for name in ("train", "eval", "obj") for word in (f"--{name}-folders", f"Data/Sample/Data{name.title()}")
+]
+TRAIN = ["--hr-step", "0.1", *map(str, TINY)]
+ONE = [*TRAIN, "--lr-step", "1", "--data-folder", "Data/Lists"]
+LONG = [*ONE, "--content-steps", "150", "--epoch-steps", "25"]
+
+
+class Slurm:
+    """A cluster and a project folder on it."""
+
+    def __init__(self, home, environment):
+        self.home = home
+        self.environment = environment | {"VENV": sys.prefix, "OMP_NUM_THREADS": "1", "GRACE": "5"}
+
+    def call(self, *command, **variables):
+        done = subprocess.run(
+            list(map(str, command)),
+            cwd=self.home,
+            env=self.environment | variables,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def submit(self, *words, **variables):
+        return self.call("sbatch", "--parsable", *words, **variables).strip()
+
+    def jobs(self, number):
+        """What scontrol knows of a job, or of each task of an array."""
+        text = self.call("scontrol", "--oneliner", "show", "job", number)
+        return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in text.splitlines()]
+
+    def states(self, number):
+        return {job["JobState"] for job in self.jobs(number)}
+
+    def log(self, name):
+        return "\n".join(path.read_text() for path in sorted(self.home.glob(f"jobs/logs/{name}.out")))
+
+    def ended(self, number, log="*"):
+        """The states of a job once it has ended."""
+        wait_for(
+            lambda: not self.states(number) & {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING"},
+            SECONDS,
+            lambda: f"job {number} is {self.states(number)}\n{self.log(log)[-4000:]}",
+        )
+        return self.states(number)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """The sample, its lists in Data/Lists, and a cluster on which the pipeline has been submitted."""
+    reason = missing()
+    if reason:
+        pytest.skip(f"no Slurm: {reason}")
+    home = tmp_path_factory.mktemp("cluster")
+    shutil.copytree(ROOT / "jobs", home / "jobs", ignore=shutil.ignore_patterns("*.out"))
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        days = {"train_days": 3, "eval_days": 6, "forecasts": 2, "hr_train_days": 0, "hr_eval_days": 0}
+        stage(1)["make_sample"]("Data/Sample", **days)
+        run(1, *FOLDERS, "--output-folder", "Data/Lists")
+    with one_node() as environment:
+        slurm = Slurm(home, environment)
+        slurm.chain = submit_chain(slurm)
+        yield slurm
+
+
+def submit_chain(slurm):
+    """[job]: the pipeline on the sample, training by two tasks and the evaluation days shared by an array of two."""
+    said = slurm.call(
+        "bash",
+        "jobs/pipeline.slurm.sh",
+        "--account=rain",
+        ARGS1=" ".join(FOLDERS),
+        ARGS2=" ".join(TRAIN),
+        ARGS5="--hr-step 0.1",
+        SHARDS="2",
+        SUBMIT2="--ntasks-per-node=2 --gpus-per-node=2",
+    )
+    numbers, stages = zip(*re.findall(r"^(\d+)  (\d)", said, re.M), strict=True)
+    assert stages == ("1", "2", "5", "3", "3", "4", "4")
+    return numbers
+
+
+@pytest.fixture(scope="module")
+def chain(slurm):
+    """The cluster, the pipeline having ended."""
+    slurm.ended(slurm.chain[-1])
+    return slurm
+
+
+def test_a_stage_that_fails_stops_those_behind_it(slurm):
+    said = slurm.call("bash", "jobs/pipeline.slurm.sh", ARGS1="--train-folders nowhere", SHARDS="2")
+    first, *behind = re.findall(r"^(\d+)  \d", said, re.M)
+    assert slurm.ended(first) == {"FAILED"}
+    assert "error: nowhere" in slurm.log(f"stage-{first}")
+    for number in behind:
+        wait_for(lambda number=number: slurm.states(number) == {"CANCELLED"}, 60, lambda: slurm.call("squeue"))
+        assert not slurm.log(f"*-{number}*")
+
+
+def running(slurm, number, log):
+    """Waits until a training run has validated once."""
+    wait_for(
+        lambda: "step 25/150" in slurm.log(log), SECONDS, lambda: f"{slurm.states(number)} {slurm.log(log)[-3000:]}"
+    )
+
+
+def test_a_time_limit_saves_and_resumes_exactly(slurm, monkeypatch):
+    limit = os.environ.get("SLURM_TIME_LIMIT")
+    number = slurm.submit("jobs/train.slurm", *LONG, "--checkpoint", "Data/limit.pth")
+    log = f"train-{number}"
+    running(slurm, number, log)
+    if limit:
+        slurm.call("scontrol", "update", f"jobid={number}", "TimeLimit=2")  # the header's signal comes 120 s before it
+        wait_for(lambda: "got USR1" in slurm.log(log), 90, lambda: slurm.log(log))
+        slurm.call("scontrol", "update", f"jobid={number}", "TimeLimit=60")
+    else:
+        slurm.call("scancel", "--batch", "--signal=USR1", number)
+    monkeypatch.chdir(slurm.home)
+    run(2, *LONG, "--checkpoint", "Data/unbroken.pth")  # while the job waits for its second start
+    assert slurm.ended(number, log) == {"COMPLETED"}, slurm.log(log)
+    saved = int(re.search(r"limit.pth at step (\d+) of 150; go on", slurm.log(log))[1])
+    assert 25 <= saved < 150 and f"going on from step {saved} of 150" in slurm.log(log)
+    assert slurm.jobs(number)[0]["Restarts"] == "1"
+    one, two = (utils.load_checkpoint(f"Data/{name}.pth") for name in ("unbroken", "limit"))
+    assert one["step"] == two["step"] == 150
+    for part in ("generator", "discriminator"):
+        assert all(torch.equal(value, two[part][name]) for name, value in one[part].items())
+    assert all(torch.equal(v, two["averaged"]["weights"][k]) for k, v in one["averaged"]["weights"].items())
+
+
+def test_a_task_that_dies_ends_the_job_with_the_cause(slurm):
+    number = slurm.submit("--ntasks-per-node=2", "jobs/train.slurm", *LONG, "--checkpoint", "Data/dies.pth")
+    log = f"train-{number}"
+    running(slurm, number, log)
+    os.kill(task_of(number, 1), signal.SIGKILL)
+    wait_for(lambda: slurm.states(number) == {"FAILED"}, 90, lambda: slurm.log(log))
+    assert "task 1: Killed" in slurm.log(log) and "body: ended with 137" in slurm.log(log)
+
+
+def task_of(number, rank):
+    """The process of a task of a job."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if {f"SLURM_JOB_ID={number}".encode(), f"RANK={rank}".encode()} <= set(words):
+            return int(path.parent.name)
+    raise AssertionError(f"job {number} has no process of rank {rank}")
+
+
+def test_sbatch_reads_the_directives_of_a_pbs_script(slurm):
+    """Slurm understands the simple #PBS lines; the body does the rest. It checks the script, not PBS."""
+    words = " ".join([*ONE, "--checkpoint", "Data/pbs.pth"])
+    number = slurm.submit("--output=jobs/logs/pbs.out", "--ntasks=1", "jobs/train.pbs", STAGE_ARGS=words)
+    assert slurm.ended(number, "pbs") == {"COMPLETED"}, slurm.log("pbs")
+    job = slurm.jobs(number)[0]
+    assert (job["JobName"], job["TimeLimit"], job["NumNodes"]) == ("train", "1-00:00:00", "1")
+    assert utils.load_checkpoint(slurm.home / "Data/pbs.pth")["step"] == 4
+
+
+def test_the_chain_runs_in_order(chain):
+    jobs = [chain.jobs(number) for number in chain.chain]
+    logs = chain.log("*")
+    assert {(job["JobState"], job["Account"]) for each in jobs for job in each} == {("COMPLETED", "rain")}, logs[-4000:]
+    for before, after in zip(jobs, jobs[1:], strict=False):
+        assert max(job["EndTime"] for job in before) <= min(job["StartTime"] for job in after)
+    results = chain.home / "Data/DataResults"
+    assert len(list(results.glob("ResultEval/*_pre_lr.nc"))) == len(list(results.glob("ResultEval/*_pre_hr.nc"))) == 6
+    assert (
+        len(list(results.glob("ResultEval/*_pre_sr.nc"))) == 6 and len(list(results.glob("ResultObj/*_pre_sr.nc"))) == 2
+    )
+    assert (results / "ResultEval/scores.csv").exists() and (results / "ResultObj/scores.csv").exists()
+
+
+def test_an_array_makes_each_file_once(chain):
+    shards = [chain.log(f"downscale-{chain.chain[3]}_{k}") for k in range(2)]
+    made = [re.findall(r"ResultEval/(\d\d)_pre_sr.nc", log) for log in shards]
+    assert [sorted(each) for each in made] == [["00", "02", "04"], ["01", "03", "05"]]
+    assert "6 of 6 outputs" in chain.log(f"stage-{chain.chain[4]}")  # kept by the job that scores
+
+
+def test_two_tasks_train_together(chain):
+    log = chain.log(f"train-{chain.chain[1]}")
+    assert "2 process(es)" in log and log.count("at step 4 of 4") == 2  # x10 and x4, each written by one process
+    for name in ("pre_srgan_x10.pth", "pre_srgan_x4.pth"):
+        assert utils.load_checkpoint(chain.home / "Data/SavedModels" / name)["step"] == 4
