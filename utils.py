@@ -523,13 +523,13 @@ class NetCDFWriter:
                 long_name="ensemble member",
             )
         for name, value in self.times.items():
-            hours = (np.datetime64(value, "s") - np.datetime64("1900-01-01T00:00:00", "s")) / np.timedelta64(3600, "s")
+            seconds = np.datetime64(value, "s") - np.datetime64("1900-01-01T00:00:00", "s")
             self._variable(
                 name,
                 "f8",
                 (),
-                hours,
-                units="hours since 1900-01-01 00:00:00",
+                seconds / np.timedelta64(1, "s"),  # whole, so read back to the second; hours would round 0.4 h
+                units="seconds since 1900-01-01 00:00:00",
                 calendar="standard",
                 standard_name=name,
                 long_name=name.replace("_", " "),

@@ -214,6 +214,13 @@ def test_output_opens_in_xarray_with_decoded_time_and_cf_attributes(tmp_path):
         np.testing.assert_array_equal(file.tp, tp)
 
 
+@pytest.mark.parametrize("minutes", [24, 48, 72])
+def test_times_are_read_back_to_the_second(tmp_path, minutes):
+    time = np.datetime64("2023-08-01T00:00:01", "ns") + np.timedelta64(minutes, "m")
+    write_field(tmp_path / "x.nc", field().assign_coords(time=time))
+    assert utils.read_output(tmp_path / "x.nc").time.values == time
+
+
 def test_write_field_is_read_back_by_the_reader(tmp_path):
     from datasets import read_field
 
