@@ -29,7 +29,7 @@ def compare(args, fields, paths):
     utils.write_scores(Path(args.out) / "scores.csv", rows)
     log(utils.format_table(rows))
     if args.plots:
-        utils.draw_forecasts(args.out, paths, inputs)
+        utils.draw_forecasts(args.out, paths, inputs, analyses)
 
 
 def main(argv=None):

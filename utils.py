@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -30,6 +31,7 @@ import torch
 import xarray as xr
 from matplotlib import colormaps, colors
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from scores.continuous import additive_bias, correlation, rmse
 from scores.probability import crps_for_ensemble
 from tqdm import tqdm
@@ -45,6 +47,7 @@ REASONS = {
     "p999_ratio": "the observed quantile is 0",
     "lsd_db": "a field without variance, or all with missing pixels",
     "spread_skill": "the mean is exact",
+    **dict.fromkeys(("sal_s", "sal_a", "sal_l"), "truth or field is always dry"),
 }
 # One rain scale for every map, mm: of days, and of accumulations of an hour or less. Dry is white, missing grey, and
 # the colours (viridis, reversed) are read the same with every colour vision and in print.
@@ -60,6 +63,7 @@ STYLES = {
     "one member": ("#0072B2", ":"),
     "ensemble": ("#D55E00", "-"),
 }
+MATCHED = "quantile-matched bilinear"
 LISTS = {"train": "PreTrain.json", "eval": "PreEval.json", "obj": "PreObj.json"}
 INFO = "PreInfo.json"
 
@@ -77,6 +81,7 @@ __all__ = [
     "adjust_learning_rate",
     "check_match",
     "clip_gradient",
+    "close_up",
     "compare_cells",
     "compare_forecasts",
     "create_data_lists",
@@ -110,6 +115,7 @@ __all__ = [
     "read_list",
     "read_output",
     "run_stage",
+    "sal",
     "save_checkpoint",
     "save_figure",
     "score_outputs",
@@ -839,10 +845,13 @@ def rainfarm(lr, scale, *, members, seed):
 
 
 class QuantileMatcher:
-    """Quantile mapping of bilinear fields onto HR (Panofsky and Brier 1968), never fitted on the day it maps."""
+    """Quantile mapping of bilinear fields onto HR (Panofsky and Brier 1968), never fitted on the day it maps.
 
-    def __init__(self, scale):
-        self.scale, self.days = scale, {}
+    note: what the table shall say of the fit.
+    """
+
+    def __init__(self, scale, *, note=""):
+        self.scale, self.note, self.days = scale, note, {}
 
     def add(self, lr, hr, *, day):
         """Learn from lr (h, w) and hr (H, W), mm, of a day (any hashable): training days, or all days to be scored."""
@@ -889,6 +898,16 @@ def lsd(spectrum, truth):
     return float(np.sqrt(np.mean((10 * np.log10(spectrum[1:] / truth[1:])) ** 2)))
 
 
+def sal(sr, hr):
+    """Structure, amplitude and location errors (Wernli et al. 2008) of sr against hr (H, W), mm, missing taken as dry.
+
+    Objects are what reaches 1/15 of the 95 % quantile of the wet pixels (Wernli et al. 2009), corners joined. S (-2 .. 2)
+    above 0: objects too large or flat; A (-2 .. 2) above 0: too much rain; L (0 .. 2): misplaced, as a share of the
+    domain's diagonal. S and L are NaN where a field is dry.
+    """
+    return _sal(_objects(np.nan_to_num(sr)), _objects(np.nan_to_num(hr)), hr.shape)
+
+
 def wet_windows(hr, side):
     """Slices (rows, columns) of windows of `side` pixels, half a window apart, with no missing pixel and over 3 % wet.
 
@@ -901,12 +920,19 @@ def wet_windows(hr, side):
                 yield slice(i, i + side), slice(j, j + side)
 
 
+def _windows(lr, hr, scale, side):
+    """(lr, hr, slices of hr) of the wet windows, `side` LR cells wide, among the whole LR cells."""
+    for r, c in wet_windows(hr[: len(lr) * scale, : lr.shape[1] * scale], side * scale):
+        yield lr[r.start // scale : r.stop // scale, c.start // scale : c.stop // scale], hr[r, c], (r, c)
+
+
 class ScoreTable:
     """Scores of downscaled days beside baselines: add() days or add_windows(), then read rows() and curves().
 
     Init, accumulate, compute as in pySTEPS (Pulkkinen et al. 2019): only sums and histograms are kept, and pixel values
     for the quantiles; beyond `limit` numbers every third pixel of them stays. Every row is scored on the same pixels:
-    those where truth and LR cell are both present.
+    those where truth and LR cell are both present. Quantiles, spectra and SAL (mean absolute S, A and L of the fields
+    where neither truth nor member is dry) are means over members.
 
     Args: scale: HR pixels along an LR cell. thresholds: mm, of FSS and reliability. fss_scales: sides of the FSS
         windows, pixels (default 1, sqrt(scale), scale). matcher: QuantileMatcher for its row. rainfarm_members: 0 for
@@ -941,7 +967,7 @@ class ScoreTable:
         """
         sr, hr, lr, ok = self._check(np.asarray(sr, np.float32), np.asarray(hr, np.float32), np.asarray(lr))
         store = self.blocks.setdefault(day if block is None else block, {})
-        truth = self._add_field(store, "observed", hr[None], ok)
+        truth = self._add_field(store, "observed", hr[None], ok), _objects(np.where(ok, hr, 0))
         for name, field in self._methods(sr, lr, day):
             self._add_row(store, name, field, hr, lr, ok, truth)
         if len(sr) > 1:
@@ -955,20 +981,24 @@ class ScoreTable:
             for one, two in zip(keys[::2], keys[1::2], strict=False):
                 _join(self.blocks[one], self.blocks.pop(two))
 
-    def add_windows(self, sr, hr, lr, *, day, side):
+    def add_windows(self, sr, hr, lr, *, day, side, block=None):
         """Add the wet windows, `side` LR cells wide, of one file (as in add), each on its own; returns their number.
 
-        Windows overlap by half, so those that begin in the same square of one window's side are one bootstrap block.
+        Windows overlap by half, so those that begin in the same square of one window's side are one bootstrap block:
+        blocks of one degree would count a pixel as four independent ones.
         """
-        number, s, pixels = 0, self.scale, side * self.scale
-        for r, c in wet_windows(hr[: len(lr) * s, : lr.shape[1] * s], pixels):
-            cells = lr[r.start // s : r.stop // s, c.start // s : c.stop // s]
-            self.add(sr[..., r, c], hr[r, c], cells, day=day, block=(day, r.start // pixels, c.start // pixels))
+        number, pixels = 0, side * self.scale
+        for lr_window, hr_window, (r, c) in _windows(lr, hr, self.scale, side):
+            place = (day if block is None else block, r.start // pixels, c.start // pixels)
+            self.add(sr[..., r, c], hr_window, lr_window, day=day, block=place)
             number += 1
         return number
 
     def rows(self, *, resamples=500, level=0.95):
-        """A dict a row: every score, its `_low` and `_high` by bootstrap over blocks, and in `note` why one is NaN."""
+        """A dict a row: every score, its `_low` and `_high` by bootstrap over blocks, and in `note` why one is NaN.
+
+        A distance of two distributions (Q-Q RMSE, spectra) is never 0 in a resample: its interval leans high.
+        """
         weights = self._draws(resamples)
         observed = self._totals("observed", weights)
         return [self._row(name, weights, observed, (0.5 - level / 2, 0.5 + level / 2)) for name in self.conservation]
@@ -982,6 +1012,7 @@ class ScoreTable:
             "thresholds": self.thresholds,
             "fss_scales": self.fss_scales,
             "fields": self.fields,
+            "blocks": len(self.blocks),
             "pixels": 0,
             "rows": {},
         }
@@ -1018,7 +1049,7 @@ class ScoreTable:
     def _methods(self, sr, lr, day):
         fields = {method: upsample(lr, self.scale, method)[None] for method in ("nearest", "bilinear", "bicubic")}
         if self.matcher is not None:
-            fields["quantile-matched bilinear"] = self.matcher.map(fields["bilinear"], day=day)
+            fields[MATCHED] = self.matcher.map(fields["bilinear"], day=day)
         if self.rainfarm_members:
             fields["RainFARM"] = rainfarm(lr, self.scale, members=self.rainfarm_members, seed=self.seed + self.fields)
         if len(sr) > 1:
@@ -1050,15 +1081,18 @@ class ScoreTable:
 
     def _add_row(self, store, name, field, hr, lr, ok, truth):
         values, smooth, (h, w) = field[:, ok], self._add_field(store, name, field, ok), lr.shape
+        gaps = np.abs([_sal(_objects(np.where(ok, member, 0)), truth[1], hr.shape) for member in field])
+        gaps = gaps[np.isfinite(gaps).all(1)]  # of the members that are not dry
         error = values.mean(0) - hr[ok]
         variance = values.var(0, ddof=1) if len(values) > 1 else np.zeros(1)
         terms = ok, error, error**2, fair_crps(values, hr[ok]), variance
-        cross = [[np.vdot(a, b) for a, b in zip(*rows, strict=True)] for rows in zip(smooth, truth, strict=True)]
+        cross = [[np.vdot(a, b) for a, b in zip(*rows, strict=True)] for rows in zip(smooth, truth[0], strict=True)]
         _join(
             store,
             {
                 (name, "sums"): np.array([term.sum(dtype=np.float64) for term in terms]),
                 (name, "cross"): np.array(cross, np.float64),
+                (name, "sal"): np.append(gaps.mean(0), 1) if len(gaps) else np.zeros(4),
             },
         )
         means = field.reshape(-1, h, self.scale, w, self.scale).mean((2, 4), dtype=np.float64)
@@ -1129,6 +1163,8 @@ class ScoreTable:
                 reasons.add(f"{key}: {REASONS.get(key, 'no event')}")
         if not np.isfinite(point["crps"]):
             reasons = {"no other day to fit on" if totals["sums"][0][0] else "no pixel present in truth and input"}
+        elif name == MATCHED and self.matcher.note:
+            reasons.add(self.matcher.note)
         if len(weights) < 2:
             reasons.add("no intervals from one block")
         return row | {
@@ -1189,40 +1225,54 @@ def compare_cells(name, pairs):
 
 def format_table(rows, *, target=None):
     """Rows of scores or comparisons as text, in mm; a title for `target` "interpolate" says what its truth is."""
+    counts = {key: rows[0][key] for key in ("fields", "pixels", "blocks") if key in rows[0]}
     lines = [f"Scores (target {target})" if target else "Scores"]
+    if counts:
+        lines[0] += " of {fields} fields, {pixels} pixels, {blocks} blocks for the 95 % intervals".format(**counts)
     if target == "interpolate":
         lines += [
             "The truth here is an INTERPOLATION OF THE INPUT: interpolation wins by construction, and rain below "
             "the LR cell is not verified."
         ]
-    keys = [key for key in rows[0] if key not in ("name", "note") and not key.endswith(("_low", "_high"))]
-    for part in ([key for key in keys if "px" not in key], [key for key in keys if "px" in key]):
-        widths = [max(len(key), 9) for key in part]
-        lines += [" " * 26 + "  ".join(f"{key:>{n}s}" for key, n in zip(part, widths, strict=True))] if part else []
-        for row in rows if part else ():
-            cells = [
-                f"{row[key]:{n}d}" if isinstance(row[key], int) else f"{row[key]:{n}.4g}"
-                for key, n in zip(part, widths, strict=True)
-            ]
-            lines.append(f"{row['name']:26s}" + "  ".join(cells))
+    keys = [key for key in rows[0] if key not in ("name", "note", *counts) and not key.endswith(("_low", "_high"))]
+    ranges = [key for key in ("rmse", "crps", "p99_ratio", "p999_ratio", "lsd_db") if f"{key}_low" in rows[0]]
+    scores = [{k: f"{row[k]:.4g}" if isinstance(row[k], float) else str(row[k]) for k in keys} for row in rows]
+    spans = [{f"{key} 95 %": f"{row[f'{key}_low']:.3g}..{row[f'{key}_high']:.3g}" for key in ranges} for row in rows]
+    windows = [key for key in keys if "px" in key]
+    for part, texts in (
+        ([key for key in keys if key not in windows], scores),
+        (windows, scores),
+        (list(spans[0]), spans),
+    ):
+        widths = [max(9, len(key), *(len(text[key]) for text in texts)) for key in part]
+        table = [("", part)]
+        table += [(row["name"], [text[key] for key in part]) for row, text in zip(rows, texts, strict=True)]
+        for name, cells in table if part else ():
+            lines.append(f"{name:26s}" + "  ".join(f"{cell:>{n}s}" for cell, n in zip(cells, widths, strict=True)))
     return "\n".join(lines + [f"  {row['name']}: {row['note']}" for row in rows if row.get("note")])
 
 
 def score_outputs(paths, pairs, scale, *, side=0):
     """ScoreTable of downscaled files beside the truth of their days.
 
-    Quantile matching is fitted on the other days of the list. The thresholds of FSS are 1, 10 and 50 mm, or 0.1, 1 and
-    5 mm where the wettest thousandth of the first day is below 20 mm (short accumulations).
+    Quantile matching is fitted on the files of other dates, where all are of one date on the other files (and the table
+    says which), never on the one that it maps, and on wet windows where those are scored. The thresholds of FSS are 1,
+    10 and 50 mm, or 0.1, 1 and 5 mm where the wettest thousandth of every day is below 20 mm (short accumulations).
 
     Args: paths: NN_pre_sr.nc in list order. pairs: sequence of (lr, hr) DataArrays (SRDataset with dataarray=True).
         side: score wet windows of this side in LR cells, as the published radar bars; 0: whole fields.
     Raises: DataError: an output is on another grid than its truth, or of another day.
     """
-    matcher, first = QuantileMatcher(scale), pairs[0][1].values
-    for index in range(len(paths)):
+    dates = [str(field_times(pairs[index][1]).get("time", index))[:10] for index in range(len(paths))]
+    several = len(set(dates)) > 1
+    days = dates if several else list(range(len(paths)))
+    words = "files of other dates" if several else "other files, all of one date: rain much like the truth's"
+    matcher, low = QuantileMatcher(scale, note=f"fitted on the {words}"), True
+    for index, day in enumerate(days):
         lr, hr = pairs[index]
-        matcher.add(lr.values, hr.values, day=index)
-    low = levels_for(first) is SHORT
+        low &= levels_for(hr) is SHORT
+        for piece in _windows(lr.values, hr.values, scale, side) if side else [(lr.values, hr.values)]:
+            matcher.add(*piece[:2], day=day)
     table = ScoreTable(
         scale, thresholds=(0.1, 1.0, 5.0) if low else (1.0, 10.0, 50.0), matcher=matcher, stride=7 if side else 1
     )
@@ -1230,9 +1280,9 @@ def score_outputs(paths, pairs, scale, *, side=0):
         (lr, hr), sr = pairs[index], read_output(path)
         check_match(path, sr, hr)
         if side:
-            table.add_windows(sr.values, hr.values, lr.values, day=index, side=side)
+            table.add_windows(sr.values, hr.values, lr.values, day=days[index], side=side, block=index)
         else:
-            table.add(sr.values, hr.values, lr.values, day=index)
+            table.add(sr.values, hr.values, lr.values, day=days[index], block=index)
     return table
 
 
@@ -1303,8 +1353,33 @@ def _summary(totals, observed, quantiles, truth, labels):
             # spread with the factor of Fortin et al. (2014): 1 for a reliable ensemble of any size
             "spread_skill": np.sqrt(variance / n * (members + 1) / members) / rmse if members > 1 else np.nan,
         }
+        scores |= dict(zip(("sal_s", "sal_a", "sal_l"), totals["sal"][:3] / totals["sal"][3], strict=True))
     scores |= {f"fss_{label}": value for label, value in zip(labels, _fss(totals, observed["fss"]).flat, strict=True)}
     return {key: float(value) if np.isfinite([value, square]).all() else np.nan for key, value in scores.items()}
+
+
+def _objects(field):
+    """Of a field (H, W), mm, without NaN: scaled volume of its rain objects, their mean distance from its centre of mass
+    weighted by their rain, that centre (2,), and its mean; NaN for what a dry field does not have."""
+    total, wet = field.sum(dtype=np.float64), field[field > 0]
+    if not wet.size:
+        return np.nan, np.nan, np.full(2, np.nan), 0.0
+    labels, number = scipy.ndimage.label(field >= np.quantile(wet, 0.95) / 15, np.ones((3, 3)))
+    rain, inside = field.astype(np.float64), labels.ravel().astype(np.intp)  # label 0 is what lies outside
+    y, x = (np.arange(n, dtype=np.float64) for n in field.shape)
+    mass, *moments = (np.bincount(inside, part.ravel())[1:] for part in (rain, rain * y[:, None], rain * x))
+    peaks = np.zeros(number + 1, field.dtype)
+    np.maximum.at(peaks, inside, field.ravel())
+    centre = np.array([rain.sum(1) @ y, rain.sum(0) @ x]) / total
+    distances = np.hypot(*(moment / mass - c for moment, c in zip(moments, centre, strict=True)))
+    return (mass**2 / peaks[1:]).sum() / mass.sum(), (mass * distances).sum() / mass.sum(), centre, total / field.size
+
+
+def _sal(one, two, shape):
+    """S, A and L from two results of _objects on fields of this shape."""
+    (volume1, distance1, centre1, mean1), (volume2, distance2, centre2, mean2) = one, two
+    location = (np.hypot(*(centre1 - centre2)) + 2 * abs(distance1 - distance2)) / np.hypot(*shape)
+    return 2 * (volume1 - volume2) / (volume1 + volume2), 2 * (mean1 - mean2) / max(mean1 + mean2, 1e-30), location
 
 
 def _fss(totals, observed):
@@ -1386,40 +1461,74 @@ def _cell_weights(pixels, nodes, step):
 
 
 def draw_results(out, paths, pairs, table):
-    """Maps of every day and the curves of a ScoreTable as PNG in {out}/plots."""
-    folder = Path(out) / "plots"
+    """Maps of every day, a close-up of the wettest, and the curves of a ScoreTable as PNG in {out}/plots."""
+    folder, days = Path(out) / "plots", range(len(paths))
+    levels = levels_for(*(pairs[index][1] for index in days))
+    wettest = max(days, key=lambda index: float(pairs[index][0].mean()))
     for index, path in enumerate(progress(paths, "drawing")):
         (lr, hr), sr = pairs[index], read_output(path)
-        save_figure(plot_maps(lr, sr, hr, levels=levels_for(hr)), folder / f"{index:02d}_maps.png")
+        save_figure(plot_maps(lr, sr, hr, levels=levels), folder / f"{index:02d}_maps.png")
+        if index == wettest:
+            one = sr.isel(member=0) if "member" in sr.dims else sr
+            words = f"x{sr.attrs['scale']}, member 1 of {sr.sizes.get('member', 1)}"
+            save_figure(plot_maps(*close_up(lr, one, hr), levels=levels, caption=words), folder / "wettest.png")
     save_figure(
         plot_scores(table.curves(), caption=f"{len(paths)} files", archive=pairs[0][1].attrs.get("archive")),
         folder / "scores.png",
     )
-    log(f"drew {len(paths)} maps and scores.png in {folder}")
+    log(f"drew {len(paths)} maps, wettest.png and scores.png in {folder}")
 
 
-def draw_forecasts(out, paths, inputs):
-    """Maps of every forecast, and the Q-Q plots at its cells against its own input, as PNG in {out}/plots."""
-    folder, cells = Path(out) / "plots", []
+def draw_forecasts(out, paths, inputs, analyses):
+    """Maps of every forecast, and Q-Q plots against its own input and against the analysed days, as PNG in {out}/plots."""
+    folder, levels, cells = Path(out) / "plots", levels_for(*inputs), {}
     for index, (path, lr) in enumerate(zip(progress(paths, "drawing"), inputs, strict=True)):
         sr = read_output(path)
-        save_figure(plot_maps(lr, sr, levels=levels_for(sr)), folder / f"{index:02d}_maps.png")
-        cells.append(pair_cells(sr, lr))
-    made, known = (np.concatenate(values, -1) for values in zip(*cells, strict=True))
-    figure = plot_qq(
-        known,
-        made,
-        caption="forecasts at their own cells",
-        archive=inputs[0].attrs.get("archive"),
-        names=("own input", "downscaled"),
-    )
-    save_figure(figure, folder / "qq_own_input.png")
-    log(f"drew {len(paths)} maps and qq_own_input.png in {folder}")
+        save_figure(plot_maps(lr, sr, levels=levels), folder / f"{index:02d}_maps.png")
+        for name, reference in (("own input", lr), ("analysed day", analyses.get(str(sr.time.values)[:10]))):
+            if reference is not None:
+                cells.setdefault(name, []).append(pair_cells(sr, reference))
+    for name, pairs in cells.items():
+        made, known = (np.concatenate(values, -1) for values in zip(*pairs, strict=True))
+        figure = plot_qq(
+            known,
+            made,
+            caption=f"{len(pairs)} forecasts at the cells of the {name}",
+            archive=inputs[0].attrs.get("archive"),
+            names=(name, "downscaled"),
+        )
+        save_figure(figure, folder / f"qq_{name.replace(' ', '_')}.png")
+    log(f"drew {len(paths)} maps and {len(cells)} Q-Q plots in {folder}")
 
 
-def levels_for(field):
-    """DAILY, or SHORT where the wettest thousandth of a field is below 20 mm."""
-    return SHORT if float(np.nanquantile(field, 0.999)) < 20 else DAILY
+def close_up(lr, sr, hr=None, *, pixels=400):
+    """The wettest window of about `pixels` a side, on whole LR cells and without missing pixels where there is one.
+
+    Args: lr, sr and hr: DataArrays, mm, as read_output gives them (north first). pixels: a domain that is not 2.5 times
+        as long stays whole.
+    Returns: (lr, sr, hr) on the window.
+    """
+    scale = int(sr.attrs["scale"])
+    if max(sr.sizes["lat"], sr.sizes["lon"]) < 2.5 * pixels:
+        return lr, sr, hr
+    side = [min(max(1, round(pixels / scale)), n) for n in lr.shape]
+    cells, (h, w) = lr.values.astype(np.float64), lr.shape
+    gaps = 0 if hr is None else 0 * hr.values[: h * scale, : w * scale].reshape(h, scale, w, scale).sum((1, 3))
+    for wanted in (cells + gaps, cells, np.nan_to_num(cells)):
+        means = np.lib.stride_tricks.sliding_window_view(wanted, side).mean((2, 3))
+        if np.isfinite(means).any():
+            break
+    r, c = np.unravel_index(np.nanargmax(means), means.shape)
+
+    def part(field, k):
+        return field.isel(lat=slice(r * k, (r + side[0]) * k), lon=slice(c * k, (c + side[1]) * k))
+
+    return part(lr, 1), part(sr, scale), hr if hr is None else part(hr, scale)
+
+
+def levels_for(*fields):
+    """DAILY, or SHORT where the wettest thousandth of every field is below 20 mm."""
+    return DAILY if any(float(np.nanquantile(field, 0.999)) >= 20 for field in fields) else SHORT
 
 
 def plot_maps(lr, sr, hr=None, *, caption="", levels=DAILY, members=3):
@@ -1435,11 +1544,11 @@ def plot_maps(lr, sr, hr=None, *, caption="", levels=DAILY, members=3):
         panels |= {"mean of members": sr.mean("member"), "spread of members": sr.std("member", ddof=1)}
     else:
         panels["downscaled (SR)"] = sr
-    height = lr.sizes["lat"] / lr.sizes["lon"]
-    columns = min(len(panels), 4 if height < 2 else 7)
-    figure, axes = _figure(
-        -(-len(panels) // columns), columns, (min(3.4, 9 / height + 0.5), min(3.2 * height, 9) + 0.3)
-    )
+    (south, north), (west, east) = (_ends(lr[d].values) for d in ("lat", "lon"))
+    height = (north - south) / (east - west) * _stretch(south, north)
+    columns = min(len(panels), (3 if len(panels) in (5, 6) else 4) if height < 2 else 7)
+    size = (3.4, 3 * height + 0.75) if height < 2 else (9 / height + 0.6, 9.6)
+    figure, axes = _figure(-(-len(panels) // columns), columns, size)
     colours = _rain_colours(levels)
     for ax, (title, field) in zip(axes.flat, panels.items(), strict=False):
         image = _draw_map(ax, field, title, colours)
@@ -1448,7 +1557,10 @@ def plot_maps(lr, sr, hr=None, *, caption="", levels=DAILY, members=3):
     figure.colorbar(image, ax=axes, format="%g", label="rain, mm", aspect=40, pad=0.02)
     said = [str(sr.coords["time"].values)[:16]] if "time" in sr.coords else []
     said += [sr.attrs[key] for key in ("source", "source_file") if sr.attrs.get(key)]
-    said.append(f"{sr.sizes['lat']} x {sr.sizes['lon']} pixels, {sr.sizes.get('member', 1)} member(s)")
+    said.append(
+        f"{sr.sizes['lat']} x {sr.sizes['lon']} pixels"
+        + (f", {sr.sizes['member']} members" if "member" in sr.dims else "")
+    )
     return _sign(figure, "; ".join([caption] * bool(caption) + said), sr.attrs.get("archive"))
 
 
@@ -1468,87 +1580,80 @@ def plot_windows(lr, hr, members, *, levels=None):
 
 
 def plot_qq(truth, members, *, caption="", archive=None, names=("truth", "downscaled")):
-    """Pooled Q-Q plot, 1 to 99.9 %, of members (M, ...) against truth (...), mm, each member a line, on log axes."""
-    figure, axes = _figure(1, 1, (4.5, 4.5))
-    truth, members = np.asarray(truth), np.asarray(members).reshape(len(members), -1)
-    observed = np.nanquantile(truth, QQ_LEVELS[:-1])
-    lines = {f"{names[1]} {m + 1}": np.nanquantile(values, QQ_LEVELS[:-1]) for m, values in enumerate(members)}
-    _qq(axes.flat[0], observed, lines, names)
-    return _sign(figure, f"{caption}; quantiles 1 to 99.9 % of {np.isfinite(truth).sum()} values, mm", archive)
+    """Pooled Q-Q plot of members (M, ...) against truth (...), mm, on log axes, each member a line: quantiles 1 to
+    99.9 %, or every value where there are fewer than 200."""
+    figure, axes = _figure(1, 1, (5.2, 5.2))
+    truth, members = np.asarray(truth).ravel(), np.asarray(members).reshape(len(members), -1)
+    number = int(np.isfinite(truth).sum())
+    levels, words = QQ_LEVELS[:-1], "quantiles 1 to 99.9 % of {} values a member, mm"
+    if number < 200:
+        levels, words = np.linspace(0, 1, number), "all {} values of a member, sorted, mm"
+    quantiles = [np.nanquantile(values, levels) for values in (truth, *members)]
+    lines = {f"{names[1]} {m + 1}": values for m, values in enumerate(quantiles[1:])}
+    ax = axes.flat[0]
+    _qq(ax, quantiles[0], lines, names, marker="." if number < 200 else "", title="Q-Q")
+    if len(lines) > 1:  # one colour, so one label
+        ax.legend(ax.lines[1:2], [f"{names[1]}, {len(lines)} members"], fontsize=8)
+    return _sign(figure, f"{caption}; {words.format(number)}", archive)
 
 
 def plot_sites(sr, reference, *, caption="", archive=None, names=("reference", "downscaled")):
-    """Q-Q plot at every cell, laid out as on the map: sorted days (or forecasts) of sr against reference.
+    """Q-Q plot at every site, laid out as on the map, axes linear up to the first tick and logarithmic beyond.
 
-    Args: sr and reference (time, lat, lon), DataArrays, mm, on the same cells (lat, lon of sr are the titles).
+    Args: sr and reference (n, lat, lon), DataArrays, mm, on the same sites (lat, lon of sr are the titles): the values
+        of a site, sorted, or 200 quantiles (least to largest) where there are more.
     """
-    (_, h, w), top = sr.shape, float(max(np.nanmax(sr), np.nanmax(reference), 1e-3)) * 1.05
-    figure, axes = _figure(h, w, (max(9 / max(h, w), 0.8),) * 2, layout=None)
-    figure.subplots_adjust(left=0.08, right=0.98, top=0.93, bottom=0.1, wspace=0.15, hspace=0.35)
+    (n, h, w), top = sr.shape, float(max(np.nanmax(sr), np.nanmax(reference), 0.2)) * 1.3
+    size = max(9 / max(h, w), 0.85)
+    figure, axes = _figure(h, w, (size, size), layout=None)
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(
+        left=0.75 / width, right=1 - 0.1 / width, top=1 - 0.45 / height, bottom=0.95 / height, wspace=0.15, hspace=0.4
+    )
+    first = 1 if top > 20 else 0.1
+    ticks = [0, *(10.0**k for k in range(-1, 4) if first <= 10.0**k < top)]
     for i, j in np.ndindex(h, w):
         ax, pair = axes[i, j], np.stack([field.values[:, i, j] for field in (reference, sr)])
+        pair = pair[:, np.isfinite(pair).all(0)]
         ax.plot([0, top], [0, top], color="0.6", lw=0.7)
-        ax.plot(*np.sort(pair[:, np.isfinite(pair).all(0)], axis=1), ".", ms=3, color=STYLES["ensemble"][0])
-        ax.set(xlim=(0, top), ylim=(0, top), aspect="equal")
-        ax.set_title(f"{float(sr.lat[i]):g}N {float(sr.lon[j]):g}E", fontsize=6, pad=2)
-        ax.tick_params(labelsize=5, labelleft=j == 0, labelbottom=i == h - 1, length=2)
-    figure.supxlabel(f"{names[0]}, mm", fontsize=8, y=0.05)
-    figure.supylabel(f"{names[1]}, mm", fontsize=8, x=0.02)
-    return _sign(figure, f"{caption}; {len(sr)} times at {h * w} cells, sorted at each", archive)
+        if pair.size:
+            points = np.quantile(pair, np.linspace(0, 1, min(pair.shape[1], 200)), axis=1)
+            ax.plot(*points.T, ".", ms=3, color=STYLES["ensemble"][0])
+        else:
+            ax.text(0.5, 0.5, "missing", fontsize=6, color="0.5", ha="center", va="center", transform=ax.transAxes)
+        ax.set_xscale("symlog", linthresh=first)
+        ax.set_yscale("symlog", linthresh=first)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(FixedLocator(ticks))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter("{x:g}")
+        ax.set(xlim=(-0.05 * first, top), ylim=(-0.05 * first, top), aspect="equal")
+        ax.set_title(_place(sr.lat[i], sr.lon[j]), fontsize=6, pad=2)
+        ax.tick_params(labelsize=6, labelleft=j == 0, labelbottom=i == h - 1, length=2)
+    figure.supxlabel(f"{names[0]}, mm", fontsize=9, y=0.35 / height)
+    figure.supylabel(f"{names[1]}, mm", fontsize=9, x=0.1 / width)
+    return _sign(figure, f"{caption}; up to {n} values at each of {h * w} sites, sorted", archive)
 
 
 def plot_scores(curves, *, caption="", archive=None):
     """Q-Q with bootstrap band, exceedance, spectra, FSS, rank histogram and reliability, from ScoreTable.curves()."""
-    figure, axes = _figure(2, 3, (4.6, 3.9))
+    figure, axes = _figure(2, 3, (4.8, 4.2))
     rows, observed = curves["rows"], curves["rows"]["observed"]
-    names = ("observed",) + tuple(name for name in rows if name not in ("observed", "one member"))
-    models = {name: rows[name] for name in names[1:]}
     best = "ensemble" if "ensemble" in rows else "one member"
-    _qq(
-        axes[0, 0],
-        observed["quantiles"],
-        {name: row["quantiles"] for name, row in models.items()} | {best: rows[best]["quantiles"]},
-        ("truth", "downscaled"),
-        rows[best]["band"],
-    )
-    for name in dict.fromkeys((*names, best)):
-        colour, style = STYLES[name]
-        axes[0, 1].plot(curves["edges"], rows[name]["exceedance"], color=colour, ls=style, label=name)
-        if rows[name]["spectrum"] is not None:
-            axes[0, 2].plot(
-                np.arange(1, len(rows[name]["spectrum"])), rows[name]["spectrum"][1:], color=colour, ls=style
-            )
-    positive = observed["exceedance"][observed["exceedance"] > 0]
-    axes[0, 1].set(
-        xscale="log",
-        yscale="log",
-        xlabel="rain, mm",
-        ylabel="share of pixels at or above",
-        title="exceedance",
-        xlim=(0.05, 1.5 * max(curves["edges"][len(positive)], 1)),
-        ylim=(positive.min(initial=1) / 3, 1),
-    )
-    axes[0, 1].legend(fontsize=6)
-    axes[0, 2].set(
-        xscale="log", yscale="log", xlabel="wavenumber over the domain", ylabel="power, mm²", title="spectra"
-    )
-    for t, threshold in enumerate(curves["thresholds"]):
-        for name in [n for n in ("nearest", "RainFARM", best) if n in rows]:
-            axes[1, 0].plot(
-                curves["fss_scales"],
-                rows[name]["fss"][t],
-                marker="osd"[t % 3],
-                ls=STYLES[name][1],
-                color=STYLES[name][0],
-                label=f"{name}, {threshold:g} mm",
-            )
-    axes[1, 0].set(xscale="log", ylim=(0, 1), xlabel="window, pixels", ylabel="FSS", title="fractions skill score")
-    axes[1, 0].legend(fontsize=6)
+    names = [name for name in STYLES if name in rows and name not in {"one member", best}] + [best]
+    lines = {name: rows[name]["quantiles"] for name in names if name != "observed"}
+    _qq(axes[0, 0], observed["quantiles"], lines, ("truth", "downscaled"), rows[best]["band"], title="Q-Q, 1 to 99.9 %")
+    axes[0, 0].get_legend().remove()
+    _exceedance(axes[0, 1], curves["edges"], {name: rows[name]["exceedance"] for name in names})
+    _spectra(axes[0, 2], {name: rows[name]["spectrum"] for name in names if rows[name]["spectrum"] is not None})
+    shown = {name: rows[name]["fss"] for name in ("nearest", "RainFARM", best) if name in rows}
+    _scales(axes[1, 0], curves["fss_scales"], curves["thresholds"], shown)
     _ranks(axes[1, 1], curves.get("ranks"))
     _reliability(axes[1, 2], curves.get("reliability"), curves["thresholds"])
-    return _sign(
-        figure, f"{caption}; {curves['fields']} fields, {curves['pixels']} pixels; band: 95 %, bootstrap", archive
-    )
+    keys = [axes[0, 1].lines[0], *axes[0, 0].lines[1:]]
+    figure.legend(keys, ["truth", *lines], loc="outside upper left", ncols=len(keys), fontsize=8, frameon=False)
+    words = f"{curves['fields']} fields, {curves['pixels']} pixels; band of the Q-Q: 95 %, bootstrap over {curves['blocks']} blocks"
+    return _sign(figure, f"{caption}; {words}; points of the reliability: 50 pixels or more", archive)
 
 
 def save_figure(figure, path):
@@ -1564,9 +1669,13 @@ def _figure(rows, columns, size, layout="constrained"):
 
 
 def _sign(figure, caption, archive):
-    figure.text(0.005, 0.002, caption.lstrip("; "), fontsize=7, va="bottom", wrap=True)
+    """Set the caption below a figure, and the label of a generated archive above it."""
+    width, height = figure.get_size_inches()
+    text = textwrap.fill(caption.lstrip("; "), max(40, int(17 * width)))
+    figure.text(0.04 / width, 0.04 / height, text, fontsize=7.5, va="bottom")
     if figure.get_layout_engine() is not None:
-        figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.91))
+        bottom = (0.1 + 0.14 * (text.count("\n") + 1)) / height
+        figure.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom - (0.25 if archive else 0.06) / height))
     if archive and "generated" in str(archive).lower():
         figure.text(
             0.995, 0.995, "GENERATED SAMPLE, not observations", color="#D55E00", weight="bold", ha="right", va="top"
@@ -1588,13 +1697,15 @@ def _draw_map(ax, field, title, colours):
         norm=colours[1],
         extent=(west, east, south, north),
         interpolation="nearest",
-        aspect=1 / max(np.cos(np.radians((south + north) / 2)), 0.1),
+        aspect=_stretch(south, north),
     )
     for x, y in _outlines():
         ax.plot(x, y, color="0.25", lw=0.6)
-    ax.set(xlim=(west, east), ylim=(south, north), xlabel="longitude, degrees east", ylabel="latitude, degrees north")
+    ax.set(xlim=(west, east), ylim=(south, north))
+    ax.set_xlabel("degrees east", fontsize=8)
+    ax.set_ylabel("degrees north", fontsize=8)
     ax.set_title(f"{title}\nmean {float(field.mean()):.2f}, max {float(field.max()):.1f} mm", fontsize=8)
-    ax.locator_params(axis="x", nbins=4)
+    ax.locator_params(axis="x", nbins=4, prune="upper")
     ax.label_outer()
     return image
 
@@ -1604,61 +1715,118 @@ def _ends(centres):
     return centres.min() - half, centres.max() + half
 
 
+def _stretch(south, north):
+    """How much longer a degree of latitude is than one of longitude, between two latitudes."""
+    return 1 / max(np.cos(np.radians((south + north) / 2)), 0.1)
+
+
+@functools.lru_cache(maxsize=1)
 def _outlines():
     """Coast and border lines, as (lon, lat), from what cartopy holds on this machine: nothing is fetched."""
     try:
         import cartopy
         from cartopy.io.shapereader import Reader
-
-        roots = {cartopy.config.get(key) for key in ("pre_existing_data_dir", "data_dir", "repo_data_dir")} - {None, ""}
-        names = ("physical/ne_50m_coastline.shp", "cultural/ne_50m_admin_0_boundary_lines_land.shp")
-        files = {
-            name: Path(root, "shapefiles/natural_earth", name)
-            for root in roots
-            for name in names
-            if Path(root, "shapefiles/natural_earth", name).exists()
-        }
-        return [
-            line.xy
-            for file in files.values()
-            for shape in Reader(str(file)).geometries()
-            for line in getattr(shape, "geoms", [shape])
-        ]
-    except Exception:  # a broken installation must not cost the picture
+    except ImportError:
+        return []
+    roots = [cartopy.config.get(key) for key in ("pre_existing_data_dir", "data_dir", "repo_data_dir")]
+    names = ("physical/ne_50m_coastline.shp", "cultural/ne_50m_admin_0_boundary_lines_land.shp")
+    found = [
+        next((f for root in roots if root and (f := Path(root, "shapefiles/natural_earth", name)).exists()), None)
+        for name in names
+    ]
+    if None in found:
+        log(
+            "maps lack coastlines or borders: cartopy's are not on this machine (cartopy_feature_download physical cultural)"
+        )
+    try:
+        shapes = [shape for file in found if file for shape in Reader(str(file)).geometries()]
+        return [line.xy for shape in shapes for line in getattr(shape, "geoms", [shape])]
+    except Exception as error:  # a broken installation must not cost the picture
+        log(f"maps lack coastlines: cartopy cannot read its own ({error})")
         return []
 
 
-def _qq(ax, observed, lines, names, band=None):
-    floor, top = 0.1, 1.3 * max(1, *(np.nanmax(q) for q in (observed, *lines.values())))
+def _place(lat, lon):
+    return f"{abs(float(lat)):g}{'N' if lat >= 0 else 'S'} {abs(float(lon)):g}{'E' if lon >= 0 else 'W'}"
+
+
+def _qq(ax, observed, lines, names, band=None, *, marker="", title):
+    top = 1.3 * max(1, *(np.nanmax(q) for q in (observed, *lines.values())))
+    floor = 0.1 if top > 20 else 0.02
     ax.plot([floor, top], [floor, top], color="0.6", lw=0.8)
     if band is not None:
         ax.fill_between(observed, *band, color=STYLES["ensemble"][0], alpha=0.25, lw=0)
     for name, quantiles in lines.items():
         colour, style = STYLES.get(name, (STYLES["ensemble"][0], "-"))
-        ax.plot(observed, quantiles, color=colour, ls=style, lw=1.2, label=name)
+        ax.plot(observed, quantiles, color=colour, ls=style, marker=marker, lw=1.2, label=name)
     ax.set(
         xscale="log",
         yscale="log",
         xlim=(floor, top),
         ylim=(floor, top),
         aspect="equal",
-        title="Q-Q, 1 to 99.9 %",
+        title=title,
         xlabel=f"{names[0]}, mm",
         ylabel=f"{names[1]}, mm",
     )
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("")
-    ax.legend(fontsize=6)
+    _plain(ax)
+    ax.legend(fontsize=8)
+
+
+def _plain(ax, axes="xy"):
+    """Plain numbers at the whole decades of log axes."""
+    for name in axes:
+        getattr(ax, f"{name}axis").set_major_formatter("{x:g}")
+        getattr(ax, f"{name}axis").set_minor_formatter("")
+
+
+def _exceedance(ax, edges, lines):
+    for name, share in lines.items():
+        ax.plot(edges, share, color=STYLES[name][0], ls=STYLES[name][1], lw=1.2)
+    positive = lines["observed"][lines["observed"] > 0]
+    top = 1.5 * max(edges[min(len(positive), len(edges) - 1)], 1)
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="rain, mm",
+        ylabel="share of pixels at or above",
+        title="exceedance",
+        xlim=(0.1 if top > 75 else 0.02, top),
+        ylim=(positive.min(initial=1) / 3, 1),
+    )
+    _plain(ax, "x")
+
+
+def _spectra(ax, lines):
+    for name, power in lines.items():
+        ax.plot(np.arange(1, len(power)), power[1:], color=STYLES[name][0], ls=STYLES[name][1], lw=1.2)
+    pixels = 2 * max(map(len, lines.values()), default=0)
+    ax.set(xscale="log", yscale="log", title="spectra", ylabel="power, mm²", xlabel=f"waves over {pixels} pixels")
+    _plain(ax, "x")
+    if not lines:
+        ax.text(0.5, 0.5, "every field has missing pixels", ha="center", transform=ax.transAxes)
+
+
+def _scales(ax, scales, thresholds, lines):
+    """FSS (T, scales) of each row: colour as everywhere, a marker a threshold."""
+    for t, threshold in enumerate(thresholds):
+        for name, fss in lines.items():
+            ax.plot(scales, fss[t], marker="osd"[t % 3], ls=STYLES[name][1], color=STYLES[name][0], lw=1.2, ms=5)
+        ax.plot([], [], marker="osd"[t % 3], ls="", color="0.3", label=f"{threshold:g} mm")
+    ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel="window, pixels", ylabel="FSS", title="fractions skill score")
+    ax.set_xticks(scales, [f"{k:g}" for k in scales])
+    ax.set_xticks([], minor=True)
+    ax.legend(fontsize=8, title="at or above", title_fontsize=8)
 
 
 def _ranks(ax, ranks):
-    ax.set(title="rank of the truth", xlabel="members below it", ylabel="share, 1 = reliable")
+    ax.set(title="rank of the truth", xlabel="members below it", ylabel="frequency, 1 where reliable")
     if ranks is None:
         ax.text(0.5, 0.5, "needs an ensemble", ha="center", transform=ax.transAxes)
         return
-    ax.bar(np.arange(len(ranks)), ranks / ranks.sum() * len(ranks), color=STYLES["ensemble mean"][0])
+    ax.bar(np.arange(len(ranks)), ranks / max(ranks.sum(), 1) * len(ranks), color=STYLES["ensemble mean"][0])
     ax.axhline(1, color="0.3", lw=0.8)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _reliability(ax, reliability, thresholds):
@@ -1681,6 +1849,6 @@ def _reliability(ax, reliability, thresholds):
             color=("#0072B2", "#D55E00", "#009E73")[t % 3],
         )
     if reliability is not None:
-        ax.legend(fontsize=6)
+        ax.legend(fontsize=8, title="at or above", title_fontsize=8)
     else:
         ax.text(0.5, 0.5, "needs an ensemble", ha="center", transform=ax.transAxes)

@@ -13,6 +13,7 @@ from conftest import ROOT, read_out, run
 from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
 
 import datasets
+import utils
 
 NOTEBOOK = ROOT / "Eval_Correctness.ipynb"
 
@@ -73,9 +74,9 @@ def test_numbers_shown_are_those_of_the_files(project, evaluated, monkeypatch):
 
     truth = np.stack([field.values for field in lr]).astype("float64")
     made = np.stack([datasets.block_mean(field.values[0].astype("float64"), 4) for field in sr])
-    for name, wrong in (("metres taken for mm", made / 1000), ("sites mirrored", made[:, ::-1])):
+    for name, wrong in (("metres taken for mm", made / 1000), ("mirrored north-south", made[:, ::-1])):
         assert numbers(text, name)[3] == pytest.approx(np.sqrt(((wrong - truth) ** 2).mean()), rel=1e-3)
-    assert numbers(text, "sites mirrored")[4] < 1e-3 < numbers(text, "metres taken for mm")[4]
+    assert numbers(text, "mirrored north-south")[4] < 1e-3 < numbers(text, "metres taken for mm")[4]
 
 
 def test_generated_archive_with_truth_and_without_forecasts(project, tmp_path, monkeypatch):
@@ -94,6 +95,20 @@ def test_generated_archive_with_truth_and_without_forecasts(project, tmp_path, m
     assert "INTERPOLATION" not in text
     assert "GENERATED SAMPLE: not observations" in text
     assert "nothing to show from here on" in text
+
+
+def test_stages_draw_the_same_without_a_notebook(project, evaluated, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(utils, "save_figure", lambda figure, path: drawn.append(path.name))
+    monkeypatch.chdir(project.home)
+    for number, model, kind in ((3, project.x10, "ResultEval"), (4, project.x4, "ResultObj")):
+        out = evaluated / "DataResults" / kind
+        run(number, "--checkpoint", model, "--out", out, "--members", 3, "--plots")
+        assert sorted(drawn) == {
+            3: ["00_maps.png", "01_maps.png", "02_maps.png", "scores.png", "wettest.png"],
+            4: ["00_maps.png", "01_maps.png", "02_maps.png", "qq_own_input.png"],
+        }[number]
+        drawn.clear()
 
 
 def test_swapped_days_are_refused(project, evaluated, tmp_path, monkeypatch):

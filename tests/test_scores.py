@@ -6,6 +6,7 @@ Tests against ../shared/tools and ../shared/data skip where these are absent.
 import csv
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import types
@@ -16,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import xarray as xr
+from matplotlib.figure import Figure
 
 import utils
 from utils import QuantileMatcher, ScoreTable, compare_cells, fair_crps, lsd, pair_cells, rainfarm, rapsd, upsample
@@ -141,6 +143,73 @@ def test_fss_of_hand_computed_fields():
     assert row["fss_1mm_3px"] == pytest.approx(2 / 3)
 
 
+def test_sal_of_hand_computed_fields():
+    hr, sr = np.zeros((10, 10)), np.zeros((10, 10))
+    hr[2, 2], sr[2, 5] = 4, 8                            # one object, three pixels away, with twice the rain
+    assert utils.sal(sr, hr) == pytest.approx((0, 2 / 3, 3 / np.hypot(10, 10)))
+    assert utils.sal(hr, hr) == (0, 0, 0)
+    flat = np.zeros((10, 10))
+    flat[2, 1:4] = 4 / 3                                 # the same rain and place over three pixels: scaled volume 3 against 1
+    assert utils.sal(flat, hr) == pytest.approx((2 * (3 - 1) / (3 + 1), 0, 0))
+    two = np.zeros((10, 10))
+    two[2, 0] = two[2, 4] = 2                            # the same centre of mass, but two objects, each two pixels from it
+    assert utils.sal(two, hr) == pytest.approx((0, 0, 2 * 2 / np.hypot(10, 10)))
+    dry = utils.sal(np.zeros((10, 10)), hr)
+    assert np.isnan(dry[0]) and dry[1] == -2 and np.isnan(dry[2])
+    hr[9, 9] = np.nan                                    # missing is taken as dry
+    assert utils.sal(sr, hr) == pytest.approx((0, 2 / 3, 3 / np.hypot(10, 10)))
+
+
+def test_sal_of_the_table_is_the_mean_of_absolute_errors_over_members_and_wet_days():
+    fields = [(rain(60 + k, 2, 32, 32), rain(k, 32, 32)) for k in range(3)]
+    fields[1] = (np.zeros((2, 32, 32)), np.zeros((32, 32)))
+    table = table_of(3, sr_of=lambda k, hr, lr: fields[k][0])
+    expected = np.abs([utils.sal(member, fields[k][1]) for k in (0, 2) for member in fields[k][0]])
+    wet = ScoreTable(8, thresholds=(0.5,), rainfarm_members=0)
+    for k, (sr, hr) in enumerate(fields):
+        wet.add(sr, hr, block_mean(hr, 8), day=k)
+    rows = by_name(wet)
+    assert [rows["ensemble"][f"sal_{part}"] for part in "sal"] == pytest.approx(expected.mean(0))
+    assert [rows["one member"][f"sal_{part}"] for part in "sal"] == pytest.approx(expected[::2].mean(0))
+    assert "sal_s" not in rows["ensemble"]["note"] and by_name(table)["ensemble"]["sal_s"] > 0
+
+
+@needs_pysteps
+@pytest.mark.skipif(not importlib.util.find_spec("skimage"), reason="pysteps needs scikit-image for SAL")
+def test_sal_against_pysteps():
+    from pysteps.verification import salscores
+
+    def blobs(*peaks):
+        y, x = np.mgrid[:160, :200]
+        field = sum(top * np.exp(-((y - row) ** 2 + (x - col) ** 2) / (2 * size**2)) for row, col, size, top in peaks)
+        return np.where(field < 0.05, 0, field)
+
+    # objects that stand apart with one peak each: more peaks in one area are one object to us, several to its storm cells
+    hr = blobs((40, 50, 6, 20), (110, 140, 9, 8), (120, 40, 5, 12))
+    sr = blobs((50, 60, 8, 25), (100, 150, 6, 9))
+    for one, two in ((sr, hr), (hr, sr), (2 * hr, sr)):
+        assert utils.sal(one, two) == pytest.approx(salscores.sal(one, two), abs=0.002)
+    sr, hr = rain(1, 64, 64), rain(2, 64, 64)
+    assert utils.sal(sr, hr)[1] == pytest.approx(salscores.sal_amplitude(sr, hr), rel=1e-5)
+
+
+def test_fss_is_that_of_scores():
+    from scores.spatial import fss_2d
+
+    days = np.zeros((4, 32, 32))
+    days[:, 4:-4, 4:-4] = rain(0, 4, 24, 24)              # a dry edge: `scores` counts one window more there
+    table = ScoreTable(8, thresholds=(0.5, 2, 8), fss_scales=(1, 5), rainfarm_members=0)
+    for k in range(2):
+        table.add(days[k], days[2 + k], block_mean(days[2 + k], 8), day=k)
+    hr, sr = (xr.DataArray(part, dims=("day", "y", "x")) for part in (days[2:], days[:2]))
+    row = by_name(table)["one member"]
+    for threshold in table.thresholds:
+        for side in table.fss_scales:
+            window = {"window_size": (side, side), "spatial_dims": ("y", "x"), "zero_padding": True}
+            oracle = float(fss_2d(sr, hr, event_threshold=threshold, **window))
+            assert row[f"fss_{threshold:g}mm_{side}px"] == pytest.approx(oracle, abs=1e-5)
+
+
 def test_rmse_bias_and_crps_are_those_of_scores():
     import scores.continuous
     import scores.probability
@@ -178,12 +247,22 @@ def test_reliable_ensemble_has_spread_skill_one_and_flat_ranks():
     assert ranks / ranks.sum() == pytest.approx(np.full(5, 0.2), abs=0.01)
 
 
+def test_ranks_and_reliability_of_hand_computed_members():
+    table = ScoreTable(2, thresholds=(1, 5), rainfarm_members=0)
+    hr, sr = np.array([[0, 2], [6, 9]], float), np.array([[[1, 3], [4, 8]], [[2, 0], [7, 9.5]]])
+    table.add(sr, hr, block_mean(hr, 2), day=0)
+    curves = table.curves()
+    assert curves["ranks"].tolist() == [1, 3, 0]          # 0 below 1 and 2; 2, 6 and 9 between
+    # rows: 0, 1 or both members with the event; pixels, and those where it happened
+    assert curves["reliability"].tolist() == [[[0, 0], [1, 1], [3, 2]], [[2, 0], [1, 1], [1, 1]]]
+
+
 # ---------------------------------------------------------------- laws of the table
 
 
 def test_perfect_ensemble_scores_zero_and_shuffled_days_are_worse():
     perfect = by_name(table_of(5, sr_of=lambda k, hr, lr: np.stack([hr] * 3)))["ensemble"]
-    for key in ("rmse", "bias", "crps", "qq_rmse", "lsd_db"):
+    for key in ("rmse", "bias", "crps", "qq_rmse", "lsd_db", "sal_s", "sal_a", "sal_l"):
         assert perfect[key] == pytest.approx(0, abs=1e-5)
     assert perfect["conservation_mm"] < 1e-5
     assert all(value == pytest.approx(1) for key, value in perfect.items()
@@ -331,6 +410,28 @@ def test_quantile_matching_never_sees_the_day_it_maps():
     table = table_of(1, matcher=lonely)
     row = by_name(table)["quantile-matched bilinear"]
     assert np.isnan(row["crps"]) and "no other day" in row["note"] and np.isfinite(by_name(table)["nearest"]["crps"])
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_quantile_matching_leaves_out_its_own_date_and_the_table_says_so(several, tmp_path):
+    def scored(factor):  # the truth of the files of the first date, or of the first file, times factor
+        times = ["2023-08-01T00:24", "2023-08-01T00:48", "2023-08-02T00:24" if several else "2023-08-01T01:12"]
+        pairs, paths = [], []
+        for k, time in enumerate(times):
+            hr = rain(k, 32, 32) * (factor if k < 1 + several else 1)
+            coords = {"lat": 30 - 0.1 * np.arange(32), "lon": 106 + 0.1 * np.arange(32), "time": np.datetime64(time)}
+            field = xr.DataArray(hr, dims=("lat", "lon"), coords=coords)
+            pairs.append((xr.DataArray(block_mean(rain(k, 32, 32), 8), dims=("lat", "lon")), field))
+            paths.append(tmp_path / f"0{k}_pre_sr.nc")
+            utils.write_field(paths[-1], field)
+        table = utils.score_outputs(paths, pairs, 8)
+        return table, table.blocks[0 if several else 0]["quantile-matched bilinear", "histogram"]
+
+    (table, one), (_, two) = scored(1), scored(3)
+    np.testing.assert_array_equal(one, two)
+    assert len(table.blocks) == 3                         # the bootstrap still draws files
+    note = by_name(table)["quantile-matched bilinear"]["note"]
+    assert ("files of other dates" if several else "all of one date") in note and note in utils.format_table(table.rows(resamples=2))
 
 
 def test_quantile_matching_restores_amounts_and_invents_none():
@@ -533,8 +634,38 @@ def test_table_is_written_whole_and_named_for_what_it_is(tmp_path):
     assert float(read[-1]["crps"]) == rows[-1]["crps"] and float(read[-1]["crps_low"]) <= rows[-1]["crps"]
     assert "INTERPOLATION OF THE INPUT" in utils.format_table(rows, target="interpolate")
     assert "INTERPOLATION" not in utils.format_table(rows, target="coarsen")
+    lines = utils.format_table(rows, target="coarsen").splitlines()
+    assert "3 fields, 3072 pixels, 3 blocks" in lines[0]
+    intervals = next(k for k, line in enumerate(lines) if "crps 95 %" in line)
+    low, high = (f"{rows[-1][f'crps_{end}']:.3g}" for end in ("low", "high"))
+    assert f"{low}..{high}" in lines[intervals + len(rows)]
     text = utils.format_table([compare_cells("own input", [pair_cells(*forecast())])])
     assert "own input" in text and "121" in text
+
+
+def test_results_go_between_the_marks_of_both_readmes(tmp_path):
+    root, case = Path(utils.__file__).parent, "radar_x40"
+    paste = re.search(r"<<'PY'\n(.*)\nPY\n", (root / "jobs/results.sh").read_text(encoding="utf-8"), re.S)[1]
+    rows = table_of(3).rows(resamples=10)
+    utils.write_scores(tmp_path / "out" / case / "scores.csv", rows)
+    for name in ("README.md", "README.zh-CN.md"):
+        text = (root / name).read_text(encoding="utf-8")
+        for known in ("radar_x100", case, "china_x4"):
+            assert re.search(f"<!-- scores {known} -->\n(.*\n)*<!-- end {known} -->", text)
+        (tmp_path / name).write_text(f"before\n<!-- scores {case} -->\n| old |\n<!-- end {case} -->\nafter\n", encoding="utf-8")
+    command = [sys.executable, "-", "out", case]
+    done = subprocess.run(command, input=paste, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    for name, words in (("README.md", "| **ensemble mean** |"), ("README.zh-CN.md", "| **集合平均** |")):
+        lines = (tmp_path / name).read_text(encoding="utf-8").splitlines()
+        assert lines[0] == "before" and lines[-1] == "after" and "old" not in "".join(lines)
+        table = lines[2:-2]
+        assert len(table) == 2 + len(rows) and len({line.count("|") for line in table}) == 1
+        mean = next(line for line in table if line.startswith(words)).split(" | ")
+        assert mean[1] == f"{rows[-3]['rmse']:.3f}" and mean[2].startswith(f"{rows[-3]['crps']:.3f} [")
+    (tmp_path / "README.md").write_text("no marks", encoding="utf-8")
+    done = subprocess.run(command, input=paste, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode and "expected <!-- scores radar_x40 -->" in done.stderr
 
 
 # ---------------------------------------------------------------- pictures
@@ -580,21 +711,28 @@ def test_one_rain_colour_means_one_amount_everywhere():
     assert len({tuple(i.cmap(i.norm(3.0))) for i in images}) == 1
 
 
-def test_broken_or_absent_cartopy_costs_no_picture(monkeypatch, tmp_path):
-    field = field_of(rain(0, 10, 10))
-    for module in (None, types.SimpleNamespace()):
-        monkeypatch.setitem(sys.modules, "cartopy", module)
-        utils.save_figure(utils.plot_maps(field, field), tmp_path / "a.png")
-    # its outlines are drawn where the data are on this machine
-    folder = tmp_path / "shapefiles/natural_earth/physical"
-    folder.mkdir(parents=True)
-    (folder / "ne_50m_coastline.shp").touch()
+def test_broken_or_absent_cartopy_costs_no_picture(monkeypatch, tmp_path, capsys):
+    def outlines(config, geometries):
+        reader = types.SimpleNamespace(Reader=lambda path: types.SimpleNamespace(geometries=geometries))
+        monkeypatch.setitem(sys.modules, "cartopy", config and types.SimpleNamespace(config=config))
+        monkeypatch.setitem(sys.modules, "cartopy.io", types.SimpleNamespace(shapereader=reader))
+        monkeypatch.setitem(sys.modules, "cartopy.io.shapereader", reader)
+        utils._outlines.cache_clear()
+        field = field_of(rain(0, 10, 10))
+        return len(utils.plot_maps(field, field).axes[0].lines), capsys.readouterr().out
+
     line = types.SimpleNamespace(xy=([106, 107], [29, 30]))
-    reader = types.SimpleNamespace(Reader=lambda path: types.SimpleNamespace(geometries=lambda: [line]))
-    monkeypatch.setitem(sys.modules, "cartopy", types.SimpleNamespace(config={"data_dir": tmp_path}))
-    monkeypatch.setitem(sys.modules, "cartopy.io", types.SimpleNamespace(shapereader=reader))
-    monkeypatch.setitem(sys.modules, "cartopy.io.shapereader", reader)
-    assert len(utils.plot_maps(field, field).axes[0].lines) == 1
+    assert outlines(None, None) == (0, "")
+    drawn, said = outlines({"data_dir": tmp_path}, lambda: [line])
+    assert drawn == 0 and "cartopy_feature_download" in said and said.count("\n") == 1  # once, not a panel each
+    for name in ("physical/ne_50m_coastline.shp", "cultural/ne_50m_admin_0_boundary_lines_land.shp"):
+        (tmp_path / "shapefiles/natural_earth" / name).parent.mkdir(parents=True)
+        (tmp_path / "shapefiles/natural_earth" / name).touch()
+    many = types.SimpleNamespace(geoms=[line, line])
+    assert outlines({"data_dir": tmp_path}, lambda: [line, many]) == (6, "")
+    drawn, said = outlines({"data_dir": tmp_path}, lambda: 1 / 0)
+    assert drawn == 0 and "cannot read its own" in said
+    utils._outlines.cache_clear()
 
 
 def test_score_pictures_show_the_numbers_of_the_table(tmp_path):
@@ -607,7 +745,7 @@ def test_score_pictures_show_the_numbers_of_the_table(tmp_path):
     hr = np.stack([rain(k, 32, 32) for k in range(4)])
     np.testing.assert_allclose(lines["ensemble"].get_xdata(), np.quantile(hr, utils.QQ_LEVELS[:-1]), rtol=1e-5)
     utils.save_figure(figure, tmp_path / "scores.png")
-    utils.save_figure(utils.plot_scores(table_of(1, members=1).curves()), tmp_path / "single.png")
+    assert "needs an ensemble" in words(utils.plot_scores(table_of(1, members=1).curves()))
 
 
 def test_exceedance_is_the_share_of_pixels():
@@ -620,14 +758,59 @@ def test_exceedance_is_the_share_of_pixels():
 
 def test_sites_qq_and_windows_are_drawn(tmp_path):
     truth = xr.DataArray(np.stack([rain(k, 5, 4) for k in range(6)]), dims=("time", "lat", "lon"),
-                         coords={"lat": 30 - np.arange(5.0), "lon": 106 + np.arange(4.0)})
+                         coords={"lat": 30 - np.arange(5.0), "lon": np.arange(4.0) - 2})
+    truth[:, 1, 1], truth[2, 0, 0] = np.nan, np.nan
     figure = utils.plot_sites(truth[::-1] * 2, truth, caption="days")
-    assert len(figure.axes) == 20 and "30N 106E" in words(figure) and "20 cells" in words(figure)
-    points = figure.axes[3].lines[1].get_xydata()                              # 30N 109E, sorted, so order is no matter
+    said = words(figure)
+    assert len(figure.axes) == 20 and "30N 2W" in said and "28N 1E" in said and "20 sites" in said
+    assert said.count("missing") == 1
+    points = figure.axes[3].lines[1].get_xydata()                              # 30N 1E, sorted, so order is no matter
     np.testing.assert_allclose(points[:, 1], 2 * points[:, 0], rtol=1e-6)
     np.testing.assert_allclose(points[:, 0], np.sort(truth.values[:, 0, 3]))
+    assert len(figure.axes[0].lines[1].get_xydata()) == 4
     utils.save_figure(figure, tmp_path / "sites.png")
     utils.save_figure(utils.plot_qq(rain(0, 9, 32, 32), rain(1, 2, 9, 32, 32), caption="windows"), tmp_path / "qq.png")
     pair = torch.from_numpy(rain(0, 4, 4)), torch.from_numpy(rain(1, 16, 16)), torch.from_numpy(rain(2, 2, 16, 16))
     utils.save_figure(utils.plot_windows(*pair), tmp_path / "windows.png")
     assert len(list(tmp_path.glob("*.png"))) == 3
+    few = utils.plot_qq(rain(0, 3, 3), rain(1, 5, 3, 3), caption="cells", names=("analysed day", "downscaled"))
+    np.testing.assert_allclose(few.axes[0].lines[1].get_xdata(), np.sort(rain(0, 3, 3).ravel()))  # values, not quantiles
+    assert "9 values" in words(few) and "downscaled, 5 members" in words(few) and "analysed day, mm" in words(few)
+
+
+def test_close_up_shows_the_wettest_window_that_is_whole():
+    lr = field_of(np.ones((40, 10), np.float32), scale=20)
+    hr = field_of(np.ones((805, 200), np.float32), scale=20)
+    lr[5:9, 3:7], lr[30, 2], hr[100:180, 60:140], hr[604, 45] = 5, 9, 5, np.nan
+    near, sr, truth = utils.close_up(lr, hr.expand_dims(member=2), hr, pixels=80)
+    assert near.shape == (4, 4) and float(near.min()) == 5 and sr.shape == (2, 80, 80) and float(truth.min()) == 5
+    assert sr.lat[0] == hr.lat[100] and sr.lon[-1] == hr.lon[139]
+    assert utils.close_up(lr, hr, hr, pixels=400)[0] is lr
+    lr[30] = 99                                          # wetter, but the truth has a gap there
+    assert float(utils.close_up(lr, hr, hr, pixels=80)[2].isnull().sum()) == 0
+    assert float(utils.close_up(lr, hr, pixels=80)[0].max()) == 99
+    hr[::20, ::20] = np.nan                              # gaps everywhere: the wettest all the same
+    assert float(utils.close_up(lr, hr, hr, pixels=80)[0].mean()) > 5
+
+
+def test_one_rain_scale_serves_a_whole_run(tmp_path, monkeypatch):
+    levels, pairs = [], []
+    for k, top in enumerate((3, 90)):                     # a dry day and a wet one
+        field = field_of(np.full((8, 8), top, np.float32), scale=4)
+        pairs.append((field[::4, ::4], field))
+        utils.write_field(tmp_path / f"0{k}_pre_sr.nc", field)
+    paths = sorted(tmp_path.glob("*.nc"))
+    monkeypatch.setattr(utils, "plot_maps", lambda *a, **k: levels.append(k["levels"]) or Figure())
+    monkeypatch.setattr(utils, "plot_scores", lambda *a, **k: Figure())
+    table = utils.score_outputs(paths, pairs, 4)
+    assert table.thresholds == (1, 10, 50)
+    utils.draw_results(tmp_path, paths, pairs, table)
+    assert levels == [utils.DAILY] * 3
+    assert sorted(p.name for p in (tmp_path / "plots").glob("*")) == ["00_maps.png", "01_maps.png", "scores.png", "wettest.png"]
+
+
+def test_forecasts_are_drawn_against_their_input_and_the_analysed_day(tmp_path):
+    sr, own = forecast()
+    utils.write_field(tmp_path / "00_pre_sr.nc", sr.astype(np.float32))
+    utils.draw_forecasts(tmp_path, [tmp_path / "00_pre_sr.nc"], [own], {"2023-08-12": analysed()})
+    assert sorted(p.name for p in (tmp_path / "plots").glob("*")) == ["00_maps.png", "qq_analysed_day.png", "qq_own_input.png"]
