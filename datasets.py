@@ -925,11 +925,15 @@ class Archive:
             )
             blocks.append(tp.values.ravel())
             offset += tp.size
+        quicker = _load_cache(stem)  # another process made it meanwhile, and others may be reading it on a shared disk
+        if quicker:
+            return quicker
         data = np.concatenate(blocks)
         try:
             stem.parent.mkdir(parents=True, exist_ok=True)
             for old in stem.parent.glob(f"{stem.name.split('-')[0]}-*"):
-                old.unlink(missing_ok=True)
+                if old.stem != stem.name:
+                    old.unlink(missing_ok=True)
             with utils.whole_file(stem.with_suffix(".npy")) as part:
                 np.save(part.open("wb"), data)
             utils.write_json(stem.with_suffix(".json"), index)

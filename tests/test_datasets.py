@@ -551,6 +551,23 @@ def test_cache_follows_the_file(tmp_path):
     np.testing.assert_array_equal(third, second)
 
 
+def test_a_slower_process_does_not_replace_a_cache_that_is_being_read(tmp_path, monkeypatch):
+    folder = lists(tmp_path, train=[day(tmp_path, FIELD)])
+    plain, made = datasets.read_field, []
+
+    def slow(*args):
+        with monkeypatch.context() as patch:
+            patch.setattr(datasets, "read_field", plain)
+            datasets.open_list(folder, "train")  # the quicker process
+        made.extend(path.stat().st_ino for path in sorted((tmp_path / "cache").iterdir()))
+        return plain(*args)
+
+    monkeypatch.setattr(datasets, "read_field", slow)
+    archive = datasets.open_list(folder, "train")
+    assert len(made) == 2 and [path.stat().st_ino for path in sorted((tmp_path / "cache").iterdir())] == made
+    np.testing.assert_array_equal(archive.values(0), archive.field(0).values)
+
+
 def test_windows_hold_no_missing_pixel_and_conserve(tmp_path):
     lat, lon = nodes(20.05, 29.95, 0.1)[::-1], nodes(100.05, 111.95, 0.1)
     values = rain((100, 120))
