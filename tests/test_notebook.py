@@ -4,12 +4,15 @@ import csv
 import os
 import re
 import shutil
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import nbformat
 import numpy as np
 import pytest
+import torch
 import xarray as xr
-from conftest import ROOT, read_out, run
+from conftest import ROOT, read_out, run, stage
 from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
 
 import datasets
@@ -109,6 +112,26 @@ def test_stages_draw_the_same_without_a_notebook(project, evaluated, monkeypatch
             4: ["00_maps.png", "01_maps.png", "02_maps.png", "qq_own_input.png"],
         }[number]
         drawn.clear()
+
+
+def test_tensorboard_shows_the_same_while_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "save_checkpoint", lambda path, state: None)
+    lr, hr, made = torch.ones(1, 1, 4, 4), torch.full((1, 1, 8, 8), 2.0), torch.full((3, 1, 1, 8, 8), 3.0)
+    training = SimpleNamespace(
+        validate=lambda: {"crps": 0.2, "lsd_db": 1.5}, judge=lambda scores: None, state=dict, step=7, steps=9,
+        group=SimpleNamespace(rank=0), opt_g=SimpleNamespace(param_groups=[{"lr": 1e-3}]), shown=(lr, hr, made, (1, 3, 1, 3)),
+    )
+    board = MagicMock()
+    stage(2)["close_epoch"](training, tmp_path / "x.pth", {}, board, SimpleNamespace(elapsed=1.0))
+    scalars = {call.args[0]: call.args[1] for call in board.add_scalar.call_args_list}
+    assert scalars["valid/crps"] == 0.2 and scalars["valid/lsd_db"] == 1.5
+    figures = {call.args[0]: call.args[1] for call in board.add_figure.call_args_list}
+    panels = {ax.get_title(): ax.images[0].get_array() for ax in figures["valid/maps"].axes if ax.get_title()}
+    assert {name: (field.shape, field.max()) for name, field in panels.items()} == {
+        "input": ((2, 2), 1), "truth": ((8, 8), 2), **{f"member {m}": ((8, 8), 3) for m in (1, 2, 3)},
+    }
+    line = figures["valid/qq"].axes[0].lines[1]
+    assert set(line.get_xdata()) == {2.0} and set(line.get_ydata()) == {3.0}
 
 
 def test_swapped_days_are_refused(project, evaluated, tmp_path, monkeypatch):
