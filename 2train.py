@@ -321,15 +321,20 @@ def amp_dtype(choice, device):
 
 
 class Clock:
-    """Ends a run after the current step: on SIGTERM, SIGUSR1, SIGINT, or when the minutes are over."""
+    """Ends a run after the current step: on SIGTERM, SIGUSR1, SIGINT, or when the minutes of a model are over."""
 
     def __init__(self, minutes):
-        self.started, self.minutes, self.signal = time.monotonic(), minutes, None
+        self.began, self.allowed, self.signal = time.monotonic(), minutes, None
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._caught)
 
     def _caught(self, number, frame):
         self.signal = signal.Signals(number)
+
+    def start(self, models):
+        """Begin the next of so many models: each has its share of what is left."""
+        self.started = time.monotonic()
+        self.minutes = None if self.allowed is None else (self.allowed - (self.started - self.began) / 60) / models
 
     @property
     def elapsed(self):
@@ -395,6 +400,7 @@ class Training:
             else None
         )
         self.step, self.best, self.best_weights, self.planned, self.bytes = 0, math.inf, None, True, 0
+        self.saved = None  # the step of the last checkpoint
         self.forward = torch.compile(self._members) if args.compile else self._members
 
     @property
@@ -452,12 +458,12 @@ class Training:
         if math.isfinite(shrink) and shrink > 0:
             utils.adjust_learning_rate(self.opt_g, shrink)
         first, count = self.group.share(self.train.batch)
-        losses, parts = {}, min(self.args.accumulate, count)
+        losses, parts, self.sources = {}, min(self.args.accumulate, count), set()
         cuts = [first + count * k // parts for k in range(parts + 1)]
         self.opt_g.zero_grad(set_to_none=True), self.opt_d.zero_grad(set_to_none=True)
         for a, b in zip(cuts, cuts[1:], strict=False):
             batch = self.windows.batch(self.step, self.train.batch, a, b - a)
-            self.sources = sorted(set(batch["source"]))
+            self.sources.update(batch["source"])
             share = (b - a) * self.group.size / self.train.batch
             for name, value in self._losses(batch, a, share).items():
                 losses[name] = losses.get(name, 0.0) + value
@@ -465,7 +471,7 @@ class Training:
         self.group.mean([values])
         losses = dict(zip(losses, values.tolist(), strict=True))
         if not all(map(math.isfinite, losses.values())):
-            raise FloatingPointError(f"step {self.step}: {losses} from {', '.join(sorted(set(batch['source'])))}")
+            raise FloatingPointError(f"step {self.step}: {losses} from {', '.join(sorted(self.sources))}")
         self._update(self.generator, self.opt_g)
         if self.fighting:
             self._update(self.discriminator, self.opt_d)
@@ -514,7 +520,7 @@ class Training:
         self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(net.parameters(), self.train.clip_norm or math.inf)
         if not (self.scaler.is_enabled() or torch.isfinite(norm)):  # the scaler skips such steps by itself
-            raise FloatingPointError(f"step {self.step}: gradient norm {norm} from {', '.join(self.sources)}")
+            raise FloatingPointError(f"step {self.step}: gradient norm {norm} from {', '.join(sorted(self.sources))}")
         if not self.train.clip_norm:
             utils.clip_gradient(optimizer, 1.0)
         self.scaler.step(optimizer)
@@ -587,6 +593,12 @@ class Training:
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()},
         }
 
+    def save(self, path):
+        """The checkpoint of this step, once: the one before it stays that of an earlier step."""
+        if self.saved != self.step:
+            utils.save_checkpoint(path, self.state())
+            self.saved = self.step
+
     def load(self, state):
         """Stand where a checkpoint stood."""
         self.generator.load_state_dict(state["generator"]), self.discriminator.load_state_dict(state["discriminator"])
@@ -630,17 +642,20 @@ def plan_length(training, clock, began):
 
 
 def train_model(config, path, args, group, clock):
-    """Train one model to its end, or to the end of the time. Returns True when its schedule is complete."""
+    """Train one model to its end, or to the end of the time."""
     dataset = datasets.SRDataset(args.data_folder, "train", **asdict(config))
-    state = utils.load_checkpoint(path) if args.resume and path.exists() else None
-    if state:
-        training = resumed(path, state, config, dataset, group, args)
-        log(f"{path}: going on from step {training.step} of {training.steps}")
+    earlier = [utils.previous_checkpoint(path), path]
+    if args.resume and any(map(Path.exists, earlier)):
+        found, state = utils.open_checkpoint(path)
+        training = resumed(found, state, config, dataset, group, args)
+        log(f"{found}: going on from step {training.step} of {training.steps}")
+        if group.rank == 0 and found != path:
+            utils.set_aside([path])  # damaged: it must not become the one before the next
     else:
         training = Training(config, *choose_settings(args, config, dataset), dataset, group, args)
         training.planned = args.max_minutes is None or hasattr(args, "content_steps")
         if group.rank == 0:
-            utils.set_aside([path])
+            utils.set_aside(earlier)
     announce(training, path)
     board = SummaryWriter(Path(args.runs) / path.stem) if group.rank == 0 else None
     meters, began = {}, clock.elapsed
@@ -659,7 +674,6 @@ def train_model(config, path, args, group, clock):
             meters = {}
     bar.close()
     finish(training, path, args, board)
-    return training.step >= training.steps
 
 
 def resumed(path, state, config, dataset, group, args):
@@ -722,6 +736,7 @@ def close_epoch(training, path, meters, board, clock):
     training.judge(scores)
     if training.group.rank:
         return
+    training.save(path)
     values = {
         **{name: meter.avg for name, meter in meters.items()},
         **{f"valid/{k}": v for k, v in scores.items()},
@@ -740,14 +755,13 @@ def close_epoch(training, path, meters, board, clock):
         )
         figure = utils.plot_qq(hr[0, 0].cpu().numpy(), made[:, 0, 0].cpu().numpy(), caption="one held-out window")
         board.add_figure("valid/qq", figure, training.step)
-    utils.save_checkpoint(path, training.state())
 
 
 def finish(training, path, args, board):
     """The last checkpoint and the export."""
     if training.group.rank:
         return
-    utils.save_checkpoint(path, training.state())
+    training.save(path)
     board.close()
     log(
         f"wrote {path} at step {training.step} of {training.steps}"
@@ -770,12 +784,11 @@ def main(argv=None):
     plans = plan_models(args)
     if args.export and len(plans) > 1:
         raise DataError("--export names one file, but several models are to be trained; add --lr-step")
-    group, whole = Group(args.device), Clock(args.max_minutes)
-    complete = True
+    group, clock = Group(args.device), Clock(args.max_minutes)
     for k, (config, path) in enumerate(plans):
-        clock = Clock(None if args.max_minutes is None else (args.max_minutes - whole.elapsed) / (len(plans) - k))
+        clock.start(len(plans) - k)
         try:
-            complete &= train_model(config, path, args, group, clock)
+            train_model(config, path, args, group, clock)
         except FloatingPointError as error:
             raise DataError(
                 f"the loss is not finite: {error}; "

@@ -51,10 +51,11 @@ def score(args, config, paths):
 
 def main(argv=None):
     args = utils.downscale_args(__doc__, OUT, argv, extend)
-    checkpoint = args.checkpoint or utils.find_checkpoint(
-        lambda s: file_rank(args.data_folder, SPLIT, s, args.region), SPLIT
+    checkpoint, state = (
+        utils.open_checkpoint(args.checkpoint)
+        if args.checkpoint
+        else utils.find_checkpoint(lambda s: file_rank(args.data_folder, SPLIT, s, args.region), SPLIT)
     )
-    state = utils.load_checkpoint(checkpoint)
     with utils.reading(checkpoint):
         config = checkpoint_config(state, args.region, args.units)
         predict = predictor(state, device=args.device, members=args.members, seed=args.seed, tile=args.tile)

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from datasets import DataConfig, SRDataset, format_region
-from utils import add_data_arguments, log, parse_region, progress, run_stage, write_field
+from utils import add_data_arguments, choose_outputs, digest_of, log, parse_region, progress, run_stage, write_field
 
 FOLDERS = {"train": "ResultTrain", "eval": "ResultEval", "obj": "ResultObj"}
 
@@ -21,6 +21,9 @@ def parse_args(argv=None):
     add_data_arguments(parser, DataConfig())
     parser.add_argument(
         "--out", help="folder of the pairs (default: Data/DataResults/ResultTrain, ResultEval or ResultObj)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="make again what is already there from the same request"
     )
     return parser.parse_args(argv)
 
@@ -45,12 +48,16 @@ def main(argv=None):
     )
     if config.target == "interpolate" and plan.kind != "hr":
         log("NOTE: HR is an interpolation of LR; detail below the LR cell is not verified by such data")
-    for index in progress(range(len(dataset)), "writing pairs"):
+    names = {(i, kind): f"{i:02d}_pre_{kind}.nc" for i in range(len(dataset)) for kind in ("lr", "hr")}
+    requests = {name: digest_of(config, dataset.identity(i), kind) for (i, kind), name in names.items()}
+    known = {f"*_pre_{kind}.nc": requests.keys() for kind in ("lr", "hr")}
+    todo = choose_outputs(out, requests, known, args.overwrite)
+    for index in progress(sorted({i for (i, _), name in names.items() if name in todo}), "writing pairs"):
         for kind, field in zip(("lr", "hr"), dataset[index], strict=True):
-            write_field(
-                out / f"{index:02d}_pre_{kind}.nc", field, title=f"{kind.upper()} precipitation, target {config.target}"
-            )
-    log(f"wrote {len(dataset)} x (NN_pre_lr.nc, NN_pre_hr.nc) to {out}")
+            name, title = names[index, kind], f"{kind.upper()} precipitation, target {config.target}"
+            if name in todo:
+                write_field(out / name, field, title=title, request=requests[name])
+    log(f"{len(dataset)} x (NN_pre_lr.nc, NN_pre_hr.nc) in {out}, {len(todo)} files of them made now")
 
 
 if __name__ == "__main__":

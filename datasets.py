@@ -937,7 +937,7 @@ class Archive:
             with utils.whole_file(stem.with_suffix(".npy")) as part:
                 np.save(part.open("wb"), data)
             utils.write_json(stem.with_suffix(".json"), index)
-        except OSError as error:
+        except (OSError, DataError) as error:
             utils.log(f"no cache kept in {stem.parent}: {error}; the files are decoded again next time")
         return index, data
 
@@ -953,6 +953,11 @@ class Archive:
         """(H, W) float32, mm, a view on the cache."""
         grid, start = self.grids[i], self.index[i]["offset"]
         return self.data[start : start + grid.rows * grid.cols].reshape(grid.shape)
+
+    def identity(self, i):
+        """File i in words: name, size, date and the units it is read in."""
+        stat = os.stat(self.paths[i])
+        return f"{Path(self.paths[i]).name} {stat.st_size} {stat.st_mtime_ns} {self.index[i]['attrs']['units_in_file']}"
 
     def field(self, i):
         """File i as a canonical DataArray."""
@@ -1049,9 +1054,8 @@ class LRField:
 
     @property
     def identity(self):
-        """What the field is made from, in words: file, its size and date, and the LR cells taken."""
-        stat = os.stat(self.archive.paths[self.index])
-        return f"{Path(self.archive.paths[self.index]).name} {stat.st_size} {stat.st_mtime_ns} {self.plan.lr} {self.plan.hr}"
+        """What the field is made from, in words: file, its size, date and units, and the LR cells taken."""
+        return f"{self.archive.identity(self.index)} {self.plan.lr} {self.plan.hr}"
 
     def values(self):
         return label(lr_of(self.archive.values(self.index), self.plan), self.plan.lr, self.archive.field(self.index))
@@ -1079,6 +1083,11 @@ class SRDataset(torch.utils.data.Dataset):
 
     def __len__(self):
         return len(self.files)
+
+    def identity(self, i):
+        """What pair i is made from, in words."""
+        files = [self.files] if self.truth is None else [self.files, self.truth]
+        return f"{' '.join(archive.identity(i) for archive in files)} {self.plans[i]}"
 
     def _truth(self, i, grid):
         """HR of file i on `grid`, as a view where a file holds it, else None (it is then an interpolation)."""

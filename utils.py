@@ -20,6 +20,7 @@ import signal
 import sys
 import textwrap
 import time
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -80,6 +81,7 @@ __all__ = [
     "add_dataclass_arguments",
     "adjust_learning_rate",
     "check_match",
+    "choose_outputs",
     "clip_gradient",
     "close_up",
     "compare_cells",
@@ -87,6 +89,7 @@ __all__ = [
     "create_data_lists",
     "default_checkpoint",
     "digest",
+    "digest_of",
     "downscale_args",
     "downscale_list",
     "draw_forecasts",
@@ -107,6 +110,7 @@ __all__ = [
     "plot_sites",
     "plot_windows",
     "positive",
+    "previous_checkpoint",
     "progress",
     "rainfarm",
     "rapsd",
@@ -126,6 +130,7 @@ __all__ = [
     "write_field",
     "write_json",
     "write_scores",
+    "writing",
 ]
 
 
@@ -136,8 +141,16 @@ class DataError(ValueError):
     """Something the person at the terminal can mend: says where, what was found, what was expected and what to do."""
 
 
+class Damaged(DataError):
+    """A checkpoint that is missing, cut short or overwritten: the one before it may stand in."""
+
+
 def run_stage(main):
-    """Run a script's main: its faults become one line on stderr and an exit code, never a traceback."""
+    """Run a script's main: its faults become one line on stderr and an exit code, never a traceback; SIGTERM and SIGUSR1
+    (a scheduler's) end it as Ctrl-C does, with what is half written removed, and 128 + the signal's number."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files in a terminal that cannot show them
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(main())
     except DataError as error:
@@ -149,8 +162,11 @@ def run_stage(main):
 
 
 def log(*words):
-    """A line of progress on stdout, at once (batch logs are read while they grow)."""
-    print(*words, flush=True)
+    """A line of progress on stdout, at once (batch logs are read while they grow); a reader that is gone ends no run."""
+    try:
+        print(*words, flush=True)
+    except BrokenPipeError:  # `| tee`, which the same Ctrl-C ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def progress(items, words, total=None):
@@ -163,23 +179,74 @@ def progress(items, words, total=None):
 
 @contextlib.contextmanager
 def whole_file(path):
-    """A path to write beside `path`; renamed to it when the block ends well, removed when it does not."""
+    """A path to write beside `path`; renamed to it when the block ends well, removed when it does not.
+
+    Raises: DataError: no folder can be made there, no file be written, or the disk is full.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
+        part.touch()
         yield part
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(part, path)
+    except OSError as error:
+        if error.filename is not None and Path(os.fsdecode(error.filename)) not in (part, path, *path.parents):
+            raise  # of something that was read
+        raise DataError(f"{path}: cannot be written ({_full(path) or error.strerror or error}); {_KEPT}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+@contextlib.contextmanager
+def writing(path):
+    """What netCDF4 and torch make of a disk that takes no more becomes a DataError that names the file."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = (str(error).splitlines() or [""])[0][:120]
+        raise DataError(f"{path}: cannot be written ({_full(path) or words}); {_KEPT}") from None
+
+
+def _full(path):
+    """Words for a full disk, which NetCDF reports as anything but that; "" where there is room."""
+    folder = next((folder for folder in Path(path).absolute().parents if folder.is_dir()), "/")
+    return "No space left on device" if shutil.disk_usage(folder).free < 2**20 else ""
+
+
+_KEPT = "a file of that name from before is as it was. Make room, or write elsewhere"
+
+
+@functools.cache
+def _sweep(folder):
+    """Remove what killed processes left in a folder: those of this machine that are no more; of others after a day."""
+    for part in folder.glob(".*.part"):
+        node, _, pid = part.name.removesuffix(".part").rpartition(".")
+        with contextlib.suppress(OSError):
+            here = node.endswith(f".{os.uname().nodename}") and pid.isdigit()
+            if not _alive(int(pid)) if here else time.time() - part.stat().st_mtime > 86400:
+                part.unlink()
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
 
 
 def write_json(path, content):
-    """JSON, whole or not at all."""
+    """JSON, whole or not at all. Names of files that are not UTF-8 are kept by escapes, which JSON reads back."""
     with whole_file(path) as part:
-        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        part.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 # ---------------------------------------------------------------- lists
@@ -385,27 +452,43 @@ def save_checkpoint(path, state):
     as `{path}.previous` until the next."""
     path = Path(path)
     with whole_file(path) as part:
-        try:
+        with writing(path):
             torch.save({"format": CHECKPOINT_FORMAT, "version": VERSION, **state}, part)
-            torch.load(part, map_location="cpu", weights_only=True)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise DataError(
-                f"{path}: cannot be written ({str(error).splitlines()[0][:120]}); is the disk full?"
-            ) from None
+        load_checkpoint(part)
         if path.exists():
-            previous = path.with_name(path.name + ".previous")
+            previous = previous_checkpoint(path)
             previous.unlink(missing_ok=True)
-            os.link(path, previous)
+            try:
+                os.link(path, previous)
+            except OSError:  # a file system without hard links: until the new one is in place, the previous stands in
+                os.replace(path, previous)
+
+
+def previous_checkpoint(path):
+    """Where save_checkpoint keeps the one before."""
+    return Path(f"{path}.previous")
 
 
 def load_checkpoint(path, map_location="cpu"):
     """The dict of save_checkpoint.
 
-    Raises: DataError: no such file, not a checkpoint of this program, code inside, or another format.
+    Raises: Damaged: no such file, or not the bytes that were written. DataError: not a checkpoint of this program, code
+        inside, or another format.
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such checkpoint; 2train.py makes it")
+        raise Damaged(f"{path}: no such checkpoint; 2train.py makes it")
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            broken = archive.testzip()
+    except PermissionError:
+        raise
+    except Exception as error:  # a damaged directory of the archive raises many kinds
+        broken = (str(error).splitlines() or ["empty"])[0][:160]
+    if broken:
+        raise Damaged(
+            f"{path}: not a checkpoint that can be loaded: cut short, overwritten, or another kind of file ({broken})"
+        )
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # zip, pickle and storage faults each raise their own kind
@@ -419,6 +502,25 @@ def load_checkpoint(path, map_location="cpu"):
             f"{path}: checkpoint format {found}, expected {CHECKPOINT_FORMAT}; train again with this version of 2train.py"
         )
     return state
+
+
+def open_checkpoint(path):
+    """(path, state) of a checkpoint; where it is missing or damaged, of the one before it, saying so.
+
+    Raises: DataError: as load_checkpoint, also of the one before it.
+    """
+    previous = previous_checkpoint(path)
+    try:
+        return Path(path), load_checkpoint(path)
+    except Damaged as error:
+        if not previous.is_file():
+            raise
+        try:
+            state = load_checkpoint(previous)
+        except DataError as other:
+            raise DataError(f"{error}; nor can the one before it: {other}; train again, without --resume") from None
+        log(f"{error}; taking the one before it, {previous}")
+        return previous, state
 
 
 @contextlib.contextmanager
@@ -447,16 +549,18 @@ def digest(path):
 
 
 def find_checkpoint(rank, name, folder="Data/SavedModels"):
-    """The checkpoint of `folder` that fits a list best; says so where several do.
+    """(path, state) of the checkpoint of `folder` that fits a list best; says so where several do.
 
     Args: rank: callable state -> how well it fits (0 best), raising DataError where it does not. name: the list.
     Raises: DataError: none fits, with the reason of each.
     """
     fitting, reasons = [], []
-    for path in sorted(Path(folder).glob("pre_srgan*_x*.pth")):
+    kept = {Path(str(path).removesuffix(".previous")) for path in Path(folder).glob("pre_srgan*_x*.pth*")}
+    for path in sorted(path for path in kept if path.suffix == ".pth"):
         try:
             with reading(path):
-                fitting.append((rank(load_checkpoint(path)), path))
+                found, state = open_checkpoint(path)
+                fitting.append((rank(state), found.name, found, state))
         except DataError as error:
             reasons.append(f"{path.name}: {error}")
     if not fitting:
@@ -465,13 +569,13 @@ def find_checkpoint(rank, name, folder="Data/SavedModels"):
             + "".join(f"\n  {words}" for words in reasons or ["it holds none"])
             + "\n  train one with 2train.py, or name another with --checkpoint"
         )
-    fitting.sort(key=lambda pair: (pair[0], pair[1].name))
+    fitting.sort(key=lambda found: found[:2])
     if len(fitting) > 1:
         log(
-            f"{len(fitting)} checkpoints fit the {name} list; taking {fitting[0][1].name}, choose another with --checkpoint: "
-            + ", ".join(path.name for _, path in fitting[1:])
+            f"{len(fitting)} checkpoints fit the {name} list; taking {fitting[0][1]}, choose another with --checkpoint: "
+            + ", ".join(found[1] for found in fitting[1:])
         )
-    return fitting[0][1]
+    return fitting[0][2:]
 
 
 # ---------------------------------------------------------------- NetCDF output
@@ -496,10 +600,18 @@ class NetCDFWriter:
         )
 
     def __enter__(self):
-        self.stack = contextlib.ExitStack()
-        part = self.stack.enter_context(whole_file(self.path))
-        self.file = self.stack.enter_context(netCDF4.Dataset(part, "w"))
-        self.file.setncatts({"Conventions": "CF-1.11", **{k: v for k, v in self.attrs.items() if v not in (None, "")}})
+        with contextlib.ExitStack() as stack:
+            part = stack.enter_context(whole_file(self.path))
+            with writing(self.path):
+                self.file = stack.enter_context(netCDF4.Dataset(part, "w"))
+                self._describe()
+            self.stack = stack.pop_all()
+        return self
+
+    def _describe(self):
+        """Dimensions, coordinates and attributes."""
+        about = {"Conventions": "CF-1.11", "history": f"written by precipitation downscaling {VERSION}", **self.attrs}
+        self.file.setncatts({key: value for key, value in about.items() if value not in (None, "")})
         shape = {"lat": self.lat, "lon": self.lon}
         for name, values, units, standard, axis in (
             ("lat", self.lat, "degrees_north", "latitude", "Y"),
@@ -537,6 +649,7 @@ class NetCDFWriter:
                 seconds / np.timedelta64(1, "s"),  # whole, so read back to the second; hours would round 0.4 h
                 units="seconds since 1900-01-01 00:00:00",
                 calendar="standard",
+                units_metadata="leap_seconds: unknown",
                 standard_name=name,
                 long_name=name.replace("_", " "),
                 **({"axis": "T"} if name == "time" else {}),
@@ -562,7 +675,6 @@ class NetCDFWriter:
         )
         if self.times:
             self.tp.coordinates = " ".join(self.times)
-        return self
 
     def _variable(self, name, kind, dims, values, **attrs):
         variable = self.file.createVariable(name, kind, dims)
@@ -571,18 +683,11 @@ class NetCDFWriter:
 
     def put(self, values, rows=slice(None), cols=slice(None)):
         """Values ([member,] h, w) of these rows and columns."""
-        with self._told():
+        with writing(self.path):
             self.tp[(Ellipsis, rows, cols)] = values
 
-    @contextlib.contextmanager
-    def _told(self):
-        try:
-            yield
-        except RuntimeError as error:  # what netCDF4 makes of a full disk
-            raise DataError(f"{self.path}: cannot be written ({error}); is the disk full?") from None
-
     def __exit__(self, *error):
-        with self._told():
+        with writing(self.path):
             return self.stack.__exit__(*error)
 
 
@@ -600,16 +705,43 @@ def write_field(path, tp, **attrs):
 
 
 def finished(path, request):
-    """True where `path` is a whole output made by the same request (the digest of everything that shaped it)."""
+    """True where `path` is a whole output made by the same request (the digest of everything that shaped it). Its values
+    are read, for compressed ones carry a checksum."""
     try:
         with netCDF4.Dataset(path) as file:
-            return getattr(file, "request", None) == request
-    except OSError:
+            same = getattr(file, "request", None) == request
+            for row in range(0, file["tp"].shape[-2] if same else 0, 512):
+                file["tp"][..., row : row + 512, :]
+            return same
+    except Exception:  # damage shows as many kinds; the file is made anew, and this one moved aside
         return False
 
 
+def choose_outputs(out, requests, known, overwrite, derived=()):
+    """Which outputs of a run are to be made: those that are not there whole from the same request, or all of them.
+
+    What stands in their place, and what a longer earlier list left, is first moved to Historical_Records; with it
+    what was derived from all of them.
+
+    Args: out: folder. requests: {file name: request} of this shard. known: {pattern: file names} of the whole list.
+        derived: names of score tables and folders of pictures.
+    Returns: set of file names.
+    """
+    out = Path(out)
+    todo = {name for name, request in requests.items() if overwrite or not finished(out / name, request)}
+    stale = {path.name for kind, names in known.items() for path in out.glob(kind) if path.name not in names}
+    moved = [out / name for name in sorted(todo | stale) if (out / name).exists()]
+    set_aside(moved + [out / name for name in derived] if moved else [])
+    if len(todo) < len(requests):
+        log(
+            f"{len(requests) - len(todo)} of {len(requests)} outputs in {out} are whole and of this request: kept "
+            "(--overwrite makes them anew)"
+        )
+    return todo
+
+
 def set_aside(paths, records="Data/DataResults/Historical_Records"):
-    """Move earlier results of another run to {records}/{folder}_{time}/, keeping their names."""
+    """Move earlier results of another run (files, folders) to {records}/{folder}_{time}/, keeping their names."""
     paths = [Path(p) for p in paths if Path(p).exists()]
     if paths:
         name = f"{paths[0].resolve().parent.name}_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
@@ -618,8 +750,14 @@ def set_aside(paths, records="Data/DataResults/Historical_Records"):
         )
         target.mkdir(parents=True)
         for path in paths:
-            shutil.move(path, target / path.name)  # also to another disk, where os.replace fails
+            with contextlib.suppress(FileNotFoundError):  # another shard moved it
+                shutil.move(path, target / path.name, copy_function=_copy)  # also to another disk
         log(f"moved {len(paths)} earlier results to {target}")
+
+
+def _copy(source, target):
+    with whole_file(target) as part:
+        shutil.copy2(source, part)
 
 
 # ---------------------------------------------------------------- what stages have in common
@@ -766,36 +904,36 @@ def downscale_list(fields, predict, args, checkpoint_digest, config):
         (members, H, W)). args: downscale_args. config: the DataConfig.
     Returns: the paths of this shard, in list order.
     """
-    mine = [field for field in fields if field.index % args.shard[1] == args.shard[0]]
-    paths = [Path(args.out) / f"{field.index:02d}_pre_sr.nc" for field in mine]
     made = {"checkpoint": checkpoint_digest, "seed": args.seed, "target": config.target, "scale": config.scale}
-    requests = [hashlib.sha256(f"{made} {args.members} {field.identity}".encode()).hexdigest()[:16] for field in mine]
-    todo = [args.overwrite or not finished(*pair) for pair in zip(paths, requests, strict=True)]
-    known = {f"{field.index:02d}_pre_sr.nc" for field in fields}
-    stale = []  # of a longer list; one process of an array moves them
-    if args.shard[0] == 0:
-        stale = [path for path in sorted(Path(args.out).glob("*_pre_sr.nc")) if path.name not in known]
-    set_aside([path for path, wanted in zip(paths, todo, strict=True) if wanted] + stale)
-    if not all(todo):
-        log(
-            f"{len(todo) - sum(todo)} of {len(todo)} outputs in {args.out} are whole and of this request: kept (--overwrite makes them anew)"
-        )
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # end of the time, or preempted: no half-written file stays behind
-        signal.signal(number, lambda caught, frame: sys.exit(128 + caught))
-    for field, path, request, wanted in progress(list(zip(mine, paths, requests, todo, strict=True)), "downscaling"):
-        if wanted:
-            _downscale_one(field, path, predict, args.members, {**made, "request": request})
-    return paths
+    mine = {f"{field.index:02d}_pre_sr.nc": field for field in fields if field.index % args.shard[1] == args.shard[0]}
+    requests = {name: digest_of(made, args.members, field.identity) for name, field in mine.items()}
+    known = {"*_pre_sr.nc": {f"{field.index:02d}_pre_sr.nc" for field in fields}}
+    known = known if args.shard[0] == 0 else {}  # one process of an array moves what a longer list left
+    todo = choose_outputs(args.out, requests, known, args.overwrite, ("scores.csv", "plots"))
+    for name in progress([name for name in mine if name in todo], "downscaling"):
+        _downscale_one(mine[name], Path(args.out) / name, predict, args.members, {**made, "request": requests[name]})
+    return [Path(args.out) / name for name in mine]
+
+
+def digest_of(*words):
+    """16 hex digits that stand for everything said."""
+    return hashlib.sha256(" ".join(map(str, words)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _downscale_one(field, path, predict, members, attrs):
     lr, plan, started = field.values(), field.plan, time.monotonic()
-    times = field_times(lr)
+    times, known = field_times(lr), np.isfinite(lr.values)
     names = {"title": "Downscaled precipitation", "source_file": lr.attrs["source"], "archive": lr.attrs.get("archive")}
     with NetCDFWriter(
         path, plan.hr.lat, plan.hr.lon, times, members if members > 1 else None, **names, **attrs
     ) as writer:
         for rows, cols, sr in predict(lr.values, day=str(times.get("time", field.index)), origin=plan.origin):
+            cells = known[tuple(slice(k.start // attrs["scale"], k.stop // attrs["scale"]) for k in (rows, cols))]
+            if np.isfinite(sr).sum() != cells.sum() * members * attrs["scale"] ** 2:
+                raise DataError(
+                    f"{path}: the generator made values that are not finite from {lr.attrs['source']}, which holds none there; "
+                    "its training has diverged: take an earlier checkpoint, or train again"
+                )
             writer.put(sr if members > 1 else sr[0], rows, cols)
     log(
         f"{path}  {str(times.get('time', ''))[:16]}  from {lr.attrs['source']}  LR mean {np.nanmean(lr.values):.2f} mm  "

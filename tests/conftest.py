@@ -22,6 +22,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import xarray as xr  # noqa: E402
 
+import utils  # noqa: E402
+
 torch.set_num_threads(1)
 DATA = ROOT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the real files in ../shared/data, which are not here")
@@ -31,6 +33,19 @@ TINY = [
     *("--channels", 8, "--blocks", 1, "--noise-channels", 1, "--batch", 2, "--crop", 10, "--window", 4, 5),
     *("--discriminator-channels", 4, "--content-steps", 4, "--epoch-steps", 2, "--valid-windows", 2),
 ]
+TRAIN = ["--hr-step", 0.1, "--lr-step", 1, *TINY, "--adversarial-steps", 3]  # seven steps, in both phases
+NUMBERS = [
+    "generator",
+    "discriminator",
+    "averaged",
+    "ema",
+    "best",
+    "optimizer_g",
+    "optimizer_d",
+    "guard",
+    "rng",
+    "step",
+]  # of a checkpoint
 
 
 @functools.cache
@@ -43,6 +58,42 @@ def stage(number):
 def run(number, *argv):
     """main(argv) of a numbered script in this process; its return value is the exit code."""
     return stage(number)["main"]([str(word) for word in argv])
+
+
+def said(number, argv, monkeypatch):
+    """What a script says at its end when it runs under run_stage: an exit code, or one line of words."""
+    monkeypatch.setattr(sys, "argv", [f"{number}.py", *map(str, argv)])
+    with pytest.raises(SystemExit) as end:
+        utils.run_stage(stage(number)["main"])
+    return end.value.code
+
+
+def tensors(path, keys=NUMBERS):
+    """Every number of a checkpoint, flattened."""
+    found = {}
+
+    def walk(name, value):
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(f"{name}/{key}", item)
+        elif isinstance(value, (list, tuple)):
+            for key, item in enumerate(value):
+                walk(f"{name}/{key}", item)
+        else:
+            found[name] = value
+
+    state = utils.load_checkpoint(path)
+    for key in keys:
+        walk(key, state[key])
+    return found
+
+
+def same(a, b):
+    """Asserts that two checkpoints hold the same numbers, bit for bit."""
+    a, b = tensors(a), tensors(b)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]) if torch.is_tensor(value) else value == b[name], name
 
 
 def rain(shape, seed=0, wettest=40.0):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from conftest import ROOT, TINY, nodes, rain, read_out, run, stage, write_nc
+from conftest import ROOT, TRAIN, nodes, rain, read_out, run, said, same, stage, tensors, write_nc
 
 import datasets
 import models
@@ -26,14 +26,6 @@ def home(project, monkeypatch):
     """The small project as current folder; results go to folders of the test's own."""
     monkeypatch.chdir(project.home)
     return project
-
-
-def said(number, argv, monkeypatch):
-    """What a script says at its end when it runs under run_stage: an exit code, or one line of words."""
-    monkeypatch.setattr(sys, "argv", [f"{number}.py", *map(str, argv)])
-    with pytest.raises(SystemExit) as end:
-        utils.run_stage(stage(number)["main"])
-    return end.value.code
 
 
 def run3(*argv):
@@ -374,6 +366,97 @@ def test_the_checkpoint_that_fits_is_found(home, tmp_path, monkeypatch, capsys):
     assert "fits the eval list" in said(3, ["--data-folder", home.lists, "--out", "x"], monkeypatch)
 
 
+def test_a_generator_that_has_diverged_writes_nothing(home, tmp_path, monkeypatch):
+    state = torch.load(home.x10, weights_only=True)
+    name = next(name for name in state["ema"]["weights"] if name.endswith("out.weight"))
+    state["ema"]["weights"][name][0] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    words = said(3, ["--checkpoint", tmp_path / "nan.pth", "--out", tmp_path / "out"], monkeypatch)
+    assert "00_pre_sr.nc" in words and "not finite" in words and "2023_08_01.nc" in words
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_no_stage_makes_a_missing_value(home, tmp_path, monkeypatch):
+    """Dry, single drops, the least and the most that the reader takes: finite in, finite out."""
+    monkeypatch.chdir(tmp_path)
+    lat, lon = nodes(20, 36, 1)[::-1], nodes(100, 116, 1)
+    rng = np.random.default_rng(0)
+    fields = [np.zeros((17, 17)) for _ in range(6)]
+    fields[1][6, 10], fields[2][6, 10], fields[3][:] = 1e-30, 2000, 2000
+    fields[4] = rng.choice([0, 1e-40, 1e-7, 2000], (17, 17))
+    fields[5] = np.where(rng.random((17, 17)) < 0.5, -0.09, 0.0)  # packing noise
+    for k, values in enumerate(fields, 1):
+        write_nc(tmp_path / f"days/2023_08_{k:02d}.nc", values, lat, lon, attrs={"units": "mm"})
+        write_nc(
+            tmp_path / f"nights/2023_08_{k:02d}.nc",
+            values[::-1],
+            lat[::-1] / 10 + 25,
+            lon / 10 + 96,
+            attrs={"units": "mm"},
+        )
+    run(1, "--eval-folders", "days", "--output-folder", "lists")
+    run(1, "--eval-folders", "nights", "--output-folder", "fine")
+    run3("--data-folder", "lists", "--checkpoint", home.x10, "--out", "sr", "--members", 2)
+    run(5, "--data-folder", "lists", "--split", "eval", "--hr-step", 0.1, "--out", "pairs")
+    argv = ["--target", "coarsen", "--lr-step", 0.4, "--hr-step", 0.1, "--region", 106, 107.2, 27.1, 28.3]
+    run(5, "--data-folder", "fine", "--split", "eval", *argv, "--out", "coarse")
+    made = [
+        *outputs(tmp_path / "sr"),
+        *(f for out in ("pairs", "coarse") for k in ("lr", "hr") for f in outputs(tmp_path / out, k)),
+    ]
+    assert len(made) == 30
+    for field in made:
+        assert np.isfinite(field).all() and float(field.min()) >= 0
+
+
+def test_units_are_part_of_what_was_asked_for(home, tmp_path):
+    run(5, "--split", "obj", "--hr-step", 0.1, "--out", tmp_path / "5")
+    first = outputs(tmp_path / "5", "hr")[0]
+    run(5, "--split", "obj", "--hr-step", 0.1, "--out", tmp_path / "5", "--units", "cm")
+    np.testing.assert_allclose(outputs(tmp_path / "5", "hr")[0], first / 100, rtol=1e-6)
+    (moved,) = (home.home / "Data/DataResults/Historical_Records").glob("5_*")
+    assert len(list(moved.iterdir())) == 6
+    shutil.rmtree(moved)
+
+
+def test_outputs_pass_a_cf_checker_and_open_in_other_tools(home, tmp_path):
+    checker = pytest.importorskip("compliance_checker.runner")
+    checker.CheckSuite.load_all_available_checkers()
+    run3("--checkpoint", home.x10, "--out", tmp_path / "sr", "--members", 2)
+    run(4, "--out", tmp_path / "fore")
+    run(5, "--split", "eval", "--hr-step", 0.1, "--out", tmp_path / "pairs")
+    for name in ("sr/00_pre_sr.nc", "fore/00_pre_sr.nc", "pairs/00_pre_lr.nc", "pairs/00_pre_hr.nc"):
+        path = tmp_path / name
+        checker.ComplianceChecker.run_checker(
+            str(path), ["cf:1.11"], 0, "strict", output_filename=str(tmp_path / "report.json"), output_format="json"
+        )
+        report = json.loads((tmp_path / "report.json").read_text())["cf:1.11"]
+        assert report["possible_points"] > 100
+        faults = [
+            words
+            for part in ("high", "medium", "low")
+            for check in report[f"{part}_priorities"]
+            for words in check["msgs"]
+        ]
+        assert not faults and report["scored_points"] == report["possible_points"], faults
+        with xr.open_dataset(path) as file:
+            assert file.time.dtype.kind == "M" and str(file.time.values)[:7] == "2023-08"
+        for tool in (["ncdump", "-h"], ["cdo", "-s", "infon"]):
+            if shutil.which(tool[0]):
+                done = subprocess.run([*tool, path], capture_output=True, text=True)
+                assert done.returncode == 0 and "tp" in done.stdout, done.stderr
+
+
+def test_the_same_command_twice_gives_the_same_bytes(home, tmp_path):
+    """Lists here; NetCDF files, scores and pictures in test_survival.py, weights below."""
+    for name in "ab":
+        run(1, "--output-folder", tmp_path / name)
+    files = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert len(files) == 4
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -394,36 +477,6 @@ def test_a_checkpoint_that_is_not_whole_is_refused_in_words(home, tmp_path, monk
 
 
 # ---------------------------------------------------------------- stage 2
-
-
-def tensors(path, keys=("generator", "discriminator", "averaged", "ema", "optimizer_g", "optimizer_d", "rng", "step")):
-    """Every number of a checkpoint, flattened."""
-    found = {}
-
-    def walk(name, value):
-        if isinstance(value, dict):
-            for key, item in value.items():
-                walk(f"{name}/{key}", item)
-        elif isinstance(value, (list, tuple)):
-            for key, item in enumerate(value):
-                walk(f"{name}/{key}", item)
-        else:
-            found[name] = value
-
-    state = utils.load_checkpoint(path)
-    for key in keys:
-        walk(key, state[key])
-    return found
-
-
-def same(a, b):
-    a, b = tensors(a), tensors(b)
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        assert torch.equal(value, b[name]) if torch.is_tensor(value) else value == b[name], name
-
-
-TRAIN = ["--hr-step", 0.1, "--lr-step", 1, *TINY, "--adversarial-steps", 3]
 
 
 def interrupted(monkeypatch, at, number):
@@ -601,7 +654,9 @@ def test_two_processes_equal_one(home, tmp_path, unbroken):
     run(2, *argv)
     one, two = (utils.load_checkpoint(tmp_path / f"{name}.pth") for name in ("one", "two"))
     assert one["step"] == two["step"] == 7
-    far = total = 0  # Adam makes steps of the rounding noise where a gradient is 0, as at net.out.bias, which conservation cancels
+    far = total = (
+        0  # Adam makes steps of the rounding noise where a gradient is 0, as at net.out.bias, which conservation cancels
+    )
     for name, value in one["averaged"]["weights"].items():
         far += int(((two["averaged"]["weights"][name] - value).abs() > 1e-4 + 1e-3 * value.abs()).sum())
         total += value.numel()
@@ -680,6 +735,15 @@ def test_odd_lists_are_handled_in_words(home, tmp_path, monkeypatch):
         ('[{"lr": "C:\\\\a.nc", "hr": "C:\\\\b.nc"}]', "Windows path"),
         (json.dumps([*good, "Data/DataEval/gone.nc"]), "gone.nc: "),
         (json.dumps(["../../../etc"]), "etc: "),
+        (json.dumps(["/etc"]), "/etc: "),
+        (json.dumps(["/gone/2023_08_01.nc"]), "/gone/2023_08_01.nc: "),
+        (json.dumps(["~/2023_08_01.nc"]), "~/2023_08_01.nc: "),
+        (json.dumps(["file:///a.nc"]), "not on disk"),
+        (json.dumps(["a\0.nc"]), "not on disk"),
+        (json.dumps(["\ud800.nc"]), "not on disk"),
+        (json.dumps([""]), "not on disk"),
+        (json.dumps(["x" * 5000]), "not on disk"),
+        ("[" * 100_000, "not JSON"),
         (json.dumps([*good, {"lr": good[0], "hr": good[0]}]), "expected a JSON array"),
     ):
         (tmp_path / "PreEval.json").write_text(content)
@@ -690,8 +754,17 @@ def test_odd_lists_are_handled_in_words(home, tmp_path, monkeypatch):
     (tmp_path / "PreEval.json").write_bytes(b"\xff\xfe\x00")
     assert "not JSON" in said(5, ["--split", "eval", "--data-folder", tmp_path], monkeypatch)
     (tmp_path / "PreEval.json").write_text(json.dumps([str(home.home / good[0])]))  # absolute: fine
-    (tmp_path / "PreInfo.json").write_text("[]")
-    assert "PreInfo.json" in said(5, ["--split", "eval", "--data-folder", tmp_path], monkeypatch)
+    record = {"path": str(home.home / good[0]), "units": "inch", "step": 1}
+    for content in (
+        [],
+        {"files": []},
+        {"files": {"eval": 3}},
+        {"files": {"eval": [3]}},
+        {"files": {"eval": [{}]}},
+        {"files": {"eval": [record]}},
+    ):
+        (tmp_path / "PreInfo.json").write_text(json.dumps(content))
+        assert "PreInfo.json" in said(5, ["--split", "eval", "--data-folder", tmp_path, "--hr-step", 0.1], monkeypatch)
     (tmp_path / "PreInfo.json").unlink()
     run(5, "--split", "eval", "--data-folder", tmp_path, "--hr-step", 0.1, "--out", tmp_path / "x")
     assert len(outputs(tmp_path / "x", "hr")) == 1

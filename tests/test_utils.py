@@ -3,12 +3,17 @@
 import json
 import os
 import resource
+import subprocess
+import sys
+import time
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 from conftest import nodes, rain, write_nc
+from matplotlib.figure import Figure
 
 import utils
 from utils import (
@@ -21,9 +26,11 @@ from utils import (
     load_checkpoint,
     parse_region,
     save_checkpoint,
+    save_figure,
     whole_file,
     write_field,
     write_json,
+    write_scores,
 )
 
 LAT, LON = nodes(22, 34, 1)[::-1], nodes(100, 114, 1)
@@ -113,13 +120,44 @@ def test_whole_file_leaves_nothing_behind_on_failure(tmp_path):
     assert path.read_text() == "one" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
 
 
+def test_half_files_of_the_dead_are_removed_and_of_the_living_kept(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    node = os.uname().nodename
+    names = [
+        f".a.nc.{node}.{dead.pid}.part",
+        f".a.nc.{node}.1.part",
+        ".a.nc.elsewhere.7.part",
+        ".a.nc.far.7.part",
+        "x.part",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    os.utime(tmp_path / ".a.nc.far.7.part", (time.time() - 90_000,) * 2)  # of another machine, yesterday's
+    write_json(tmp_path / "b.json", [])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names[1:3], "x.part", "b.json"])
+
+
+def test_a_name_that_is_not_utf8_survives_in_a_list(tmp_path):
+    name = os.fsdecode(b"2023_08_01_\xe9.nc")
+    write_json(tmp_path / "PreEval.json", [name, "\u65e5.nc"])
+    assert utils.read_list(tmp_path, "eval") == [name, "\u65e5.nc"]
+    assert "\u65e5" in (tmp_path / "PreEval.json").read_text(encoding="utf-8")
+
+
 def test_failures_of_every_writer_leave_the_earlier_file(tmp_path, small_disk):
     write_json(tmp_path / "a.json", [1])
     save_checkpoint(tmp_path / "a.pth", {"x": torch.zeros(3)})
     write_field(tmp_path / "a.nc", field())
+    write_scores(tmp_path / "a.csv", [{"a": 1}])
+    save_figure(Figure(figsize=(1, 1)), tmp_path / "a.png")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     large = np.random.default_rng(0).random((13, 15, 500))
+    figure = Figure(figsize=(9, 9))
+    figure.subplots().imshow(large[0], interpolation="nearest")
     for write in (
+        lambda: write_scores(tmp_path / "a.csv", [{"a": "x" * 30_000}]),
+        lambda: save_figure(figure, tmp_path / "a.png"),
         lambda: write_json(tmp_path / "a.json", ["x" * 30_000]),
         lambda: save_checkpoint(tmp_path / "a.pth", {"x": torch.zeros(30_000)}),
         lambda: write_field(
@@ -135,7 +173,7 @@ def test_failures_of_every_writer_leave_the_earlier_file(tmp_path, small_disk):
             ),
         ),
     ):
-        with pytest.raises((OSError, DataError)):
+        with pytest.raises(DataError, match="a.*: cannot be written .*is as it was"):
             write()
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
@@ -179,6 +217,23 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content):
         load_checkpoint(path)
 
 
+def test_tensors_saved_on_a_gpu_load_on_the_cpu(tmp_path):
+    """torch.save writes the device of each tensor as a word; here it is rewritten to the first GPU's."""
+    save_checkpoint(tmp_path / "cpu.pth", {"x": torch.arange(5.0)})
+    with zipfile.ZipFile(tmp_path / "cpu.pth") as old, zipfile.ZipFile(tmp_path / "gpu.pth", "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("data.pkl"):
+                assert content.count(b"X\x03\0\0\0cpu") == 1
+                content = content.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0")
+            new.writestr(name, content)
+    x = load_checkpoint(tmp_path / "gpu.pth")["x"]
+    assert x.device.type == "cpu" and x.tolist() == [0, 1, 2, 3, 4]
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):  # what it would be without map_location
+            torch.load(tmp_path / "gpu.pth", weights_only=True)
+
+
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     torch.save({"format": 7}, tmp_path / "x.pth")
     with pytest.raises(DataError, match="format 7, expected 1"):
@@ -194,7 +249,8 @@ def test_find_checkpoint_skips_what_is_none_and_says_why(tmp_path):
         utils.find_checkpoint(lambda state: 0, "eval", tmp_path)
     save_checkpoint(tmp_path / "pre_srgan_x40.pth", {"rank": 1})
     save_checkpoint(tmp_path / "pre_srgan_coarsen_x40.pth", {"rank": 0})
-    assert utils.find_checkpoint(lambda state: state["rank"], "eval", tmp_path).name == "pre_srgan_coarsen_x40.pth"
+    path, state = utils.find_checkpoint(lambda state: state["rank"], "eval", tmp_path)
+    assert path.name == "pre_srgan_coarsen_x40.pth" and state["rank"] == 0
 
 
 # ---------------------------------------------------------------- NetCDF output
