@@ -20,7 +20,7 @@ import xarray as xr
 from scipy.ndimage import zoom
 
 from datasets import UNITS, block_mean, inspect_files
-from utils import VERSION, DataError, create_data_lists, log, run_stage, whole_file
+from utils import VERSION, DataError, create_data_lists, log, netcdf_files, run_stage, whole_file, writing
 
 DEFAULTS = {"train": "Data/DataTrain", "eval": "Data/DataEval", "obj": "Data/DataObj"}
 FOLDERS = ("train", "eval", "obj", "train_hr", "eval_hr")
@@ -86,10 +86,12 @@ def choose_folders(args):
         return given
     found = {}
     for name, folder in DEFAULTS.items():
-        if Path(folder).is_dir() and any(Path(folder).glob("*.nc")):
+        inside, others = netcdf_files(folder) if Path(folder).is_dir() else ([], [])
+        if inside:
             found[name] = [folder]
         else:
-            log(f"{folder}: {'empty' if Path(folder).is_dir() else 'absent'}; no {name} list is written")
+            there = f"no .nc file ({', '.join(others[:5])})" if others else "empty" if Path(folder).is_dir() else "absent"
+            log(f"{folder}: {there}; no {name} list is written")
     if not found:
         raise DataError(
             f"{', '.join(DEFAULTS.values())} hold no .nc file; lay your files there, name folders with --train-folders, "
@@ -349,7 +351,7 @@ def _axis(name, direction, axis):
 
 
 def _write(path, file):
-    with whole_file(path) as part:
+    with whole_file(path) as part, writing(path):
         file.to_netcdf(part, engine="netcdf4")
 
 

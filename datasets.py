@@ -32,6 +32,7 @@ LAT_NAMES, LON_NAMES = ("lat", "latitude", "y"), ("lon", "longitude", "x")
 TARGETS = ("interpolate", "coarsen", "paired")
 SPLITS = ("train", "eval", "obj")
 LR_STEPS = {"train": 1.0, "eval": 1.0, "obj": 0.4}  # degrees, what each split holds unless told otherwise
+JUMP = 20.0  # between the maxima of files without units: more is metres beside millimetres
 PACKING_NOISE = -0.1  # mm; a little below zero is packing noise, more is a fault
 MAX_DAILY = 2000.0  # mm; the record for one day is 1825 mm (Foc-Foc, La Reunion, 1966)
 SINGLE = 4e-5  # degrees; what float32 loses near 360
@@ -323,6 +324,8 @@ def canonical(field, path=None, units=None, dataset=None, undecided=None):
         time, reference = field_times(field, path)
         values, lats, lons = _lay_out(field)
         units = units or _own_units(field) or undecided or decide_units([_summary(values)])
+        if units not in (*UNITS, AS_STORED):
+            raise DataError(f"units {units!r} (of PreInfo.json?): expected one of {', '.join(UNITS)}")
         values = _to_mm(values, units, dataset, path).astype("float32")
         grid = Grid.from_centres(lats, lons)
     except DataError as error:
@@ -340,7 +343,8 @@ def _open(path):
     if not path.exists():
         raise DataError(f"{path}: no such file; run 1create_data_lists.py again if the archive has moved")
     if not path.is_file():
-        raise DataError(f"{path}: a folder, expected a NetCDF file")
+        kind = "a folder" if path.is_dir() else "no ordinary file"
+        raise DataError(f"{path}: {kind}, expected a NetCDF file")
     try:
         return xr.open_dataset(path, decode_times=False, cache=False)
     except Exception as error:  # every backend raises its own kinds for a damaged file
@@ -351,6 +355,8 @@ def _damaged(path, error):
     words = (str(error).splitlines() or [type(error).__name__])[0][:120]
     if "\\" in str(path):
         words = "its name holds a backslash, which the NetCDF library does not open: rename it"
+    if str(path).encode("utf-8", "replace") != os.fsencode(path):
+        words = "its name is not UTF-8, which the NetCDF library does not open: rename it"
     return DataError(f"{path}: cannot be read as NetCDF ({words}); is it complete? try ncdump, or fetch it again")
 
 
@@ -503,6 +509,8 @@ def _decode(field, name):
         try:
             date = cftime.num2date(float(value), units, calendar)
             date.isoformat()
+            if calendar == "julian":  # of the same world, 13 days behind
+                date = date.change_calendar("standard")
         except (ValueError, OverflowError, TypeError, AttributeError):  # a missing value decodes to a masked one
             raise DataError(
                 f"{name} {value} in {units!r} (calendar {calendar}) is no date; expected a number, "
@@ -586,6 +594,22 @@ def decide_units(summaries):
     )
 
 
+def _one_unit(bare):
+    """Refuse files without units whose maxima fall into two groups: metres beside millimetres, as far as values can tell.
+
+    Args: bare: records (path, summary). Below 1 mm in metres (or 0.001 mm) a day is dry either way.
+    Raises: DataError: names the files on both sides of the gap.
+    """
+    found = sorted((record["summary"][0], record["path"]) for record in bare if record["summary"][0] >= 0.001)
+    for (low, path), (high, other) in zip(found, found[1:], strict=False):
+        if low < MAX_DAILY / 1000 and high >= max(JUMP * low, 0.3):
+            raise DataError(
+                f"no units attribute, and maxima that jump from {low:g} ({Path(path).name}) to {high:g} ({Path(other).name}): metres "
+                "beside millimetres, or dry days? Give the files their units, for example with ncatted -a units,tp,c,c,m FILE, "
+                "or say what all are in with --units m or --units mm"
+            )
+
+
 def _to_mm(values, units, dataset, path):
     """Values in mm, checked: packing noise becomes 0, NaN stays missing.
 
@@ -654,6 +678,7 @@ def inspect_files(paths, units="auto"):
             )
             bare.remove(record), records.remove(record)
     try:
+        _one_unit(bare)
         decided = decide_units([record["summary"] for record in bare]) if bare else None
     except DataError as error:
         return [], [*faults, f"{Path(bare[0]['path']).parent}: {error}"]

@@ -67,12 +67,14 @@ STYLES = {
 MATCHED = "quantile-matched bilinear"
 LISTS = {"train": "PreTrain.json", "eval": "PreEval.json", "obj": "PreObj.json"}
 INFO = "PreInfo.json"
+SUFFIXES = (".nc", ".nc4", ".cdf")  # of the files that stage 1 looks at, in small or capital letters
 
 __all__ = [
     "DAILY",
     "QQ_LEVELS",
     "SHORT",
     "AverageMeter",
+    "Damaged",
     "DataError",
     "NetCDFWriter",
     "QuantileMatcher",
@@ -102,6 +104,8 @@ __all__ = [
     "load_checkpoint",
     "log",
     "lsd",
+    "netcdf_files",
+    "open_checkpoint",
     "pair_cells",
     "parse_region",
     "plot_maps",
@@ -309,16 +313,17 @@ def create_data_lists(
 
 
 def _inspect_folders(folders, inspect, min_size, skip_bad, left_out):
-    """Records of all *.nc in the folders; faults are raised together or, with skip_bad, added to left_out."""
+    """Records of the NetCDF files in the folders; faults are raised together or, with skip_bad, added to left_out."""
     paths = []
     for folder in folders:
         if not Path(folder).is_dir():
             raise DataError(f"{folder}: no such folder")
-        inside = sorted(
-            p for p in Path(folder).iterdir() if p.suffix in (".nc", ".nc4", ".cdf") and not p.name.startswith(".")
-        )
+        inside, others = netcdf_files(folder)
+        also = f"{', '.join(others[:5])}{' ...' if len(others) > 5 else ''}"
         if not inside:
-            raise DataError(f"{folder}: holds no .nc file")
+            raise DataError(f"{folder}: holds no .nc file" + (f" (only {also})" if others else ""))
+        if others:
+            left_out.append(f"{folder}: {len(others)} that are not named {', '.join(SUFFIXES)}: {also}")
         paths += [p.as_posix() for p in inside]
     records, faults = (inspect or inspect_headers)(paths)
     if faults and not skip_bad:
@@ -336,6 +341,13 @@ def _inspect_folders(folders, inspect, min_size, skip_bad, left_out):
             f"{', '.join(map(str, folders))}: no usable file" + "".join(f"\n  {words}" for words in left_out[:20])
         )
     return records
+
+
+def netcdf_files(folder):
+    """(paths that are named as NetCDF, names of what else is there) of a folder, hidden files and subfolders' files aside."""
+    there = sorted(p for p in Path(folder).iterdir() if not p.name.startswith("."))
+    inside = [p for p in there if p.suffix.lower() in SUFFIXES]
+    return inside, [p.name for p in there if p not in inside]
 
 
 def inspect_headers(paths):
@@ -375,7 +387,7 @@ def read_list(data_folder, split):
         )
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); run 1create_data_lists.py again") from None
     fine = (
         isinstance(entries, list)
@@ -403,9 +415,17 @@ def read_info(data_folder):
     path = Path(data_folder) / INFO
     try:
         info = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); run 1create_data_lists.py again") from None
-    if not isinstance(info, dict) or not isinstance(info.get("files", {}), dict):
+    files = info.get("files", {}) if isinstance(info, dict) else None
+    if not (isinstance(files, dict) and all(isinstance(records, list) for records in files.values())) or not all(
+        isinstance(r, dict)
+        and isinstance(r.get("path"), str)
+        and isinstance(r.get("step", 1), (int, float))
+        and "units" in r
+        for records in files.values()
+        for r in records
+    ):
         raise DataError(f"{path}: not what 1create_data_lists.py writes; run it again")
     return info
 

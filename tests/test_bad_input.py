@@ -1,9 +1,15 @@
-"""A corpus of bad and odd files: each is read right, or refused with its name, what was found and what to do."""
+"""A corpus of bad and odd files: each is read right, or refused with its name, what was found and what to do.
+
+python -m pytest tests/test_bad_input.py
+FILES=600 python -m pytest tests/test_bad_input.py    # the long version: 600 files written and read back
+"""
 
 import json
 import os
 import sys
+import tempfile
 import zlib
+from pathlib import Path
 
 import netCDF4
 import numpy as np
@@ -14,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import utils
-from datasets import inspect_files, read_field
+from datasets import inspect_files, open_list, read_field
 from utils import DataError
 
 LAT, LON = nodes(22, 34, 1)[::-1], nodes(100, 114, 1)  # 13 x 15
@@ -167,6 +173,54 @@ def noleap_calendar(folder):
 
 
 @odd
+def julian_calendar(folder):
+    clock = ("f8", (), 0, {"units": "days since 2023-07-19", "calendar": "julian"})
+    tp = ("f8", ("lat", "lon"), FIELD, {"units": "mm", "coordinates": "time"})
+    return plain(folder, tp, more={"time": clock}, name="x.nc")
+
+
+@odd
+def calendar_of_360_days(folder):
+    clock = ("f8", (), 210, {"units": "days since 2023-01-01", "calendar": "360_day"})
+    tp = ("f8", ("lat", "lon"), FIELD, {"units": "mm", "coordinates": "time"})
+    return plain(folder, tp, more={"time": clock}, name="x.nc")
+
+
+@odd
+def capital_suffix(folder):
+    return put(folder, name="2023_08_01.NC")
+
+
+@odd
+def suffix_nc4(folder):
+    return put(folder, name="2023_08_01.nc4")
+
+
+@odd
+def new_line_in_the_name(folder):
+    return put(folder, name="2023_08_01_a\nb.nc")
+
+
+@odd
+def bounds_beside_the_field(folder):
+    edges = ("f8", ("lat", "two"), np.stack([LAT + 0.5, LAT - 0.5], 1), {})
+    lat = ("f8", ("lat",), LAT, {"units": "degrees_north", "bounds": "lat_bnds"})
+    return plain(folder, lat=lat, more={"lat_bnds": edges}, dims={"two": 2})
+
+
+@odd
+def big_endian(folder):
+    return plain(folder, (">f8", ("lat", "lon"), FIELD, {"units": "mm"}))
+
+
+@odd
+def a_link_to_a_link(folder):
+    (folder / "link.nc").symlink_to(put(folder, name="elsewhere/2023_08_01.nc"))
+    (folder / DAY).symlink_to(folder / "link.nc")
+    return folder / DAY
+
+
+@odd
 def time_that_is_a_plain_number(folder):
     clock = ("i4", (), 1, {})
     return plain(folder, ("f8", ("lat", "lon"), FIELD, {"units": "mm", "coordinates": "time"}), more={"time": clock})
@@ -305,6 +359,30 @@ def dangling_link(folder):
     return folder / DAY
 
 
+@bad("no such file")
+def link_to_itself(folder):
+    (folder / DAY).symlink_to(folder / DAY)
+    return folder / DAY
+
+
+@bad("a folder, expected a NetCDF file")
+def link_to_a_folder(folder):
+    (folder / "other").mkdir()
+    (folder / DAY).symlink_to(folder / "other")
+    return folder / DAY
+
+
+@bad("no ordinary file, expected a NetCDF file")
+def pipe_named_nc(folder):
+    os.mkfifo(folder / DAY)
+    return folder / DAY
+
+
+@bad("not UTF-8.*rename it")
+def name_that_is_not_utf8(folder):
+    return put(folder, name="a.nc").rename(folder / os.fsdecode(b"2023_08_01_\xe9t\xe9.nc"))
+
+
 @bad("cannot be read|Permission")
 def unreadable(folder):
     path = put(folder)
@@ -348,6 +426,30 @@ def three_dimensions(folder):
     field = xr.DataArray(np.stack([FIELD] * 3), dims=("step", "lat", "lon"), name="tp", attrs={"units": "mm"})
     field.assign_coords(lat=LAT, lon=LON).to_netcdf(folder / DAY)
     return folder / DAY
+
+
+@bad("time.*one field a file")
+def two_times(folder):
+    field = xr.DataArray(np.stack([FIELD] * 2), dims=("time", "lat", "lon"), name="tp", attrs={"units": "mm"})
+    field.assign_coords(lat=LAT, lon=LON, time=np.array(["2023-08-01", "2023-08-02"], "M8[ns]")).to_netcdf(folder / DAY)
+    return folder / DAY
+
+
+@bad("expected latitude and longitude")
+def two_latitudes(folder):
+    other = ("f8", ("latitude",), nodes(100, 114, 1) - 80, {})
+    tp = ("f8", ("lat", "latitude"), FIELD, {"units": "mm"})
+    return plain(folder, tp, more={"latitude": other}, dims={"latitude": 15})
+
+
+@bad("expected numbers|cannot be read")
+def compound_values(folder):
+    path = put(folder)
+    with netCDF4.Dataset(path, "a") as file:
+        kind = file.createCompoundType(np.dtype([("a", "f4"), ("b", "f4")]), "pair")
+        file.renameVariable("tp", "t2m")
+        file.createVariable("tp", kind, ("lat", "lon"))
+    return path
 
 
 @bad("expected latitude and longitude")
@@ -522,6 +624,36 @@ def undeclared_fill_value(folder):
     return put(folder, cell(1e20))
 
 
+@bad("holds -999")
+def undeclared_minus_999(folder):
+    return put(folder, cell(-999))
+
+
+@bad("holds 9.96921e\\+36")
+def cells_that_were_never_written(folder):
+    path = write_plain(
+        folder / DAY,
+        {"lat": 13, "lon": 15},
+        {"lat": ("f8", ("lat",), LAT, {}), "lon": ("f8", ("lon",), LON, {}), "tp": ("f4", ("lat", "lon"), FIELD, {})},
+    )
+    with netCDF4.Dataset(path, "a") as file:
+        file.renameVariable("tp", "old")
+        tp = file.createVariable("tp", "f4", ("lat", "lon"))
+        tp.units = "mm"
+        tp[:6] = FIELD[:6]
+    return path
+
+
+@bad("every value is missing")
+def scale_factor_that_is_no_number(folder):
+    return put(folder, attrs={"units": "mm", "scale_factor": np.nan})
+
+
+@bad("cannot be read|expected numbers")
+def scale_factor_that_is_text(folder):
+    return put(folder, attrs={"units": "mm", "scale_factor": "ten"})
+
+
 @bad("holds 2001 mm.*--units")
 def more_than_ever_fell(folder):
     return put(folder, cell(2001))
@@ -671,28 +803,40 @@ def test_odd_files_are_read_right(tmp_path, kind):
     assert not faults and records[0]["time"] == "2023-08-01T00:00" and records[0]["step"] == 1
 
 
+@pytest.fixture
+def folder(request, tmp_path):
+    """An empty folder; for a file that cannot be read one of somebody who, unlike root, does not read everything."""
+    if os.geteuid() or "unreadable" not in request.node.name:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory() as home:
+        os.chmod(home, 0o777)
+        os.seteuid(65534)
+        yield Path(home)
+        os.seteuid(0)
+
+
 @pytest.mark.parametrize("kind", REFUSED)
-def test_bad_files_are_refused_in_words(tmp_path, kind, monkeypatch, capsys):
-    if kind == "unreadable" and os.geteuid() == 0:
-        pytest.skip("root reads every file")
+def test_bad_files_are_refused_in_words(folder, kind, monkeypatch, capsys):
     maker, words = REFUSED[kind]
-    (tmp_path / "in").mkdir()
-    path = maker(tmp_path / "in")
+    (folder / "in").mkdir()
+    path = maker(folder / "in")
     with pytest.raises(DataError, match=words) as error:
         read_field(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     # stage 1 names it too, shows no traceback, writes nothing; --skip-bad leaves it out and says so
-    monkeypatch.chdir(tmp_path)
-    put(tmp_path / "in", name="2023_08_20.nc")
+    monkeypatch.chdir(folder)
+    put(folder / "in", name="2023_08_20.nc")
     with pytest.raises(SystemExit) as end:
         monkeypatch.setattr(sys, "argv", ["1create_data_lists.py", "--eval-folders", "in", "--output-folder", "out"])
         utils.run_stage(stage(1)["main"])
     assert str(end.value).startswith("error: ") and path.name in str(end.value) or "--units" in str(end.value)
-    assert not (tmp_path / "out").exists()
+    assert not (folder / "out").exists()
     if "without_units" not in kind:
         run(1, "--eval-folders", "in", "--output-folder", "out", "--skip-bad")
-        assert json.loads((tmp_path / "out/PreEval.json").read_text()) == ["in/2023_08_20.nc"]
-        assert f"left out: in/{path.name}" in capsys.readouterr().out
+        assert json.loads((folder / "out/PreEval.json").read_text()) == ["in/2023_08_20.nc"]
+        told = capsys.readouterr().out
+        assert f"left out: in/{path.name}".encode("utf-8", "backslashreplace").decode() in told
 
 
 @pytest.mark.parametrize("layout", ["NETCDF4", "NETCDF3_CLASSIC", "NETCDF3_64BIT", "NETCDF4_CLASSIC"])
@@ -735,6 +879,68 @@ def test_damaged_bytes_raise_nothing_but_data_errors(tmp_path, layout):
         assert tp.dims == ("lat", "lon") and (np.isnan(tp) | ((tp >= 0) & (tp <= 2000))).all()
 
 
+@pytest.mark.parametrize("how", ["_FillValue", "missing_value", "both", "nan", "packed"])
+def test_declared_missing_cells_are_missing_and_no_others(tmp_path, how):
+    holes = np.random.default_rng(2).random(FIELD.shape) < 0.3
+    values = np.where(holes, np.nan if how == "nan" else -999.0, FIELD)
+    words = {name: -999.0 for name in ("_FillValue", "missing_value") if how in (name, "both")}
+    if how == "packed":
+        path = put(
+            tmp_path,
+            np.where(holes, np.nan, FIELD),
+            encoding={"dtype": "int16", "scale_factor": 1 / 256, "_FillValue": -32768},
+        )
+    else:
+        path = plain(tmp_path, ("f8", ("lat", "lon"), values, {"units": "mm", **words}))
+    np.testing.assert_allclose(read_field(path), np.where(holes, np.nan, FIELD), rtol=1e-6)
+
+
+def bare(folder, maxima):
+    """Files without units whose wettest cells are these."""
+    return [
+        str(put(folder, rain((13, 15), k) / 40 * top, name=f"2023_08_{k:02d}.nc", attrs={}))
+        for k, top in enumerate(maxima, 1)
+    ]
+
+
+@pytest.mark.parametrize("maxima", [[40, 80, 0.06], [0.04, 60, 90, 30], [0.02, 0.05, 1.7], [0.002, 50, 40]])
+def test_metres_beside_millimetres_without_units_are_refused(tmp_path, monkeypatch, maxima):
+    paths = bare(tmp_path, maxima)
+    records, (fault,) = inspect_files(paths)
+    assert not records and "--units" in fault and "ncatted" in fault and "jump from" in fault
+    lists = tmp_path / "lists"
+    utils.write_json(lists / "PreEval.json", paths)  # made by hand: no PreInfo.json
+    with pytest.raises(DataError, match="jump from"):
+        open_list(lists, "eval")
+    records, faults = inspect_files(paths, "mm")
+    assert not faults and {r["units"] for r in records} == {"mm"}
+
+
+@pytest.mark.parametrize(
+    ("maxima", "units"),
+    [([0, 0.0004, 0.02, 0.3, 4, 40, 90], "mm"), ([0.03, 0.2, 0.004, 0.06], "m"), ([30, 0, 60], "mm")],
+)
+def test_dry_days_are_no_other_unit(tmp_path, maxima, units):
+    records, faults = inspect_files(bare(tmp_path, maxima))
+    assert not faults and {r["units"] for r in records} == {units}
+
+
+def test_what_stage_1_does_not_look_at_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("2023_08_01.nc", "2023_08_02.NC", "2023_08_03.nc4"):
+        put(tmp_path / "Data/DataEval", name=name)
+    for name in ("notes.txt", "2023_08_04.nc.gz", ".2023_08_05.nc"):
+        (tmp_path / "Data/DataEval" / name).write_text("x")
+    put(tmp_path / "Data/DataEval/older", name="2023_08_06.nc")
+    (tmp_path / "Data/DataObj").mkdir()
+    (tmp_path / "Data/DataObj/2023.grib").touch()
+    run(1)
+    told = capsys.readouterr().out
+    assert len(json.loads((tmp_path / "Data/JsonPath/PreEval.json").read_text())) == 3
+    assert "left out: Data/DataEval: 3 that are not named .nc, .nc4, .cdf: 2023_08_04.nc.gz, notes.txt, older" in told
+    assert "Data/DataObj: no .nc file (2023.grib); no obj list is written" in told
+
+
 def test_folder_of_metres_and_a_mislabelled_file(tmp_path):
     """Units by attribute are each file's own; the values decide only for those that have none."""
     paths = [put(tmp_path, rain((13, 15), k) / 1000, name=f"2023_08_0{k}.nc", attrs={}) for k in (1, 2, 3)]
@@ -764,7 +970,7 @@ layouts = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=120,
+    max_examples=int(os.environ.get("FILES", 120)),
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     derandomize=True,
