@@ -620,11 +620,10 @@ class NetCDFWriter:
         )
 
     def __enter__(self):
-        with contextlib.ExitStack() as stack:
+        with writing(self.path), contextlib.ExitStack() as stack:
             part = stack.enter_context(whole_file(self.path))
-            with writing(self.path):
-                self.file = stack.enter_context(netCDF4.Dataset(part, "w"))
-                self._describe()
+            self.file = stack.enter_context(netCDF4.Dataset(part, "w"))
+            self._describe()
             self.stack = stack.pop_all()
         return self
 
