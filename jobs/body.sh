@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # What every job script runs: `bash jobs/body.sh STAGE [OPTIONS of that stage]`, from the project folder, inside a job.
 #
-#   STAGE_ARGS     more arguments, behind those typed (qsub hands none on)
-#   SHARDS         PBS arrays: the number of their tasks (Slurm says it itself)
-#   ANEW           1: stage 2 sets an earlier checkpoint aside at its start instead of going on with it
-#   MAX_RESTARTS   how often a run may go back to the queue (default: 100)
-#   SAVE_SECONDS   PBS: how long before its time limit a run saves (default: 120; Slurm: --signal in the header)
-#   GRACE          seconds that the other processes are given after one has ended badly (default: 60)
-#   QSUB_OPTIONS   PBS: what a training run that goes back to the queue is submitted with
-#   VENV, CONDA_ENV, MODULES, OMP_NUM_THREADS   see jobs/environment.sh and jobs/README.md
+#   STAGE_ARGS        more arguments, behind those typed (qsub hands none on)
+#   SHARDS            PBS arrays: the number of their tasks (Slurm says it itself)
+#   ANEW              1: stage 2 sets an earlier checkpoint aside at its start instead of going on with it
+#   MAX_RESTARTS      how often a run may go back to the queue (default: 50)
+#   SAVE_SECONDS      PBS: how long before its time limit a run saves (default: 120; Slurm: --signal in the header)
+#   GRACE             seconds that the other processes are given after one has ended badly (default: 60)
+#   QSUB_OPTIONS      PBS: what a training run that goes back to the queue is submitted with
+#   OMP_NUM_THREADS   of a process, no more than the cores it has (default: all of them)
+#   VENV, CONDA_ENV, MODULES   see jobs/environment.sh
 #
 # A run that nears its time limit gets USR1; python saves and ends with 138 (128 + USR1), and the run goes back to the
 # queue, where it resumes. After TERM it saves too, and stays away: a job that was cancelled must, and one that was
@@ -43,7 +44,8 @@ read_pbs() {
     cores=$((${NCPUS:-$(nproc)} / tasks))
     seconds=$(pbs_seconds)
     if [ -n "$seconds" ]; then
-        deadline=$((seconds > ${SAVE_SECONDS:-120} ? seconds - ${SAVE_SECONDS:-120} : 0))
+        deadline=$((seconds - ${SAVE_SECONDS:-120}))
+        [ "$deadline" -gt 0 ] || fail "the job has $seconds s, of which the last ${SAVE_SECONDS:-120} are for saving (SAVE_SECONDS); ask for a longer walltime"
     else
         echo "note: the time limit of the job is not known here (no PBS_WALLTIME, no answer from qstat -f): it cannot save before it"
     fi
@@ -137,7 +139,8 @@ attend() {
 # ---------------------------------------------------------------- back to the queue
 
 requeue() {
-    [ "$restarts" -lt "${MAX_RESTARTS:-100}" ] || fail "the run was restarted $restarts times (MAX_RESTARTS); is its time limit longer than one step takes?"
+    [ "$stage" != 1 ] || fail "the time is over, and stage 1 does not go on from where it was; submit it again with a longer time limit"
+    [ "$restarts" -lt "${MAX_RESTARTS:-50}" ] || fail "the run was restarted $restarts times (MAX_RESTARTS); is its time limit longer than one step takes?"
     if [ "$scheduler" = slurm ]; then
         echo "body: back to the queue (scontrol requeue $job)"
         trap '' TERM
@@ -165,7 +168,7 @@ resubmit() {
 # ---------------------------------------------------------------- the run
 
 main() {
-    local more scripts
+    local more scripts threads
     trap 'on_signal USR1' USR1
     trap 'on_signal TERM' TERM
     read -r -a more <<<"${STAGE_ARGS:-}" || true
@@ -188,7 +191,8 @@ main() {
     # shellcheck source=jobs/environment.sh
     source jobs/environment.sh
     enter_environment || exit 2
-    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$cores}" PYTHONUNBUFFERED=1 MPLBACKEND=Agg
+    threads=${OMP_NUM_THREADS:-$cores}
+    export OMP_NUM_THREADS=$((threads < cores ? threads : cores)) PYTHONUNBUFFERED=1 MPLBACKEND=Agg
     [ "$stage" != 2 ] || { [ -n "${ANEW:-}" ] && [ "$restarts" -eq 0 ]; } || set -- "$@" --resume
     [ -z "$shard" ] || case "$stage" in
     [34]) set -- "$@" --shard "$shard" ;;

@@ -69,7 +69,7 @@ def _install():
     apt = ["apt-get", "-q", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=10"]
     for words in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
         with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run([*apt, *words], env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+            subprocess.run([*apt, *words], env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
 
 
 @contextlib.contextmanager
@@ -77,12 +77,14 @@ def one_node():
     """Starts the cluster, yields the environment its commands need, and leaves no process and no file behind."""
     home = Path(tempfile.mkdtemp(prefix="slurm-test-"))
     environment = os.environ | {"SLURM_CONF": str(home / "slurm.conf")}
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a test run that is ended cleans up, too
     try:
         _start(home, environment)
         yield environment
     finally:
         _stop(home, environment)
         shutil.rmtree(home, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 def wait_for(what, seconds, words):

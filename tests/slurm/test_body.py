@@ -152,7 +152,8 @@ def test_arguments_reach_the_stage(project):
 
 
 def test_one_process_for_each_task_of_the_node_file(project):
-    words = execute(project, "jobs/train.pbs", env=pbs(project, 2))
+    assert "rank 0 of 2 threads 1" in execute(project, "jobs/train.pbs", env=pbs(project, 2, OMP_NUM_THREADS="1"))
+    words = execute(project, "jobs/train.pbs", env=pbs(project, 2, OMP_NUM_THREADS="8"))  # what PBS says for them all
     assert {"rank 0 of 2 threads 2 --resume", "rank 1 of 2 threads 2 --resume"} <= set(words.splitlines())
     env = pbs(project) | {"PBS_NODEFILE": str(project / "two")}
     (project / "two").write_text("here\nthere\n")
@@ -182,11 +183,18 @@ def test_near_its_time_limit_a_run_saves_and_another_takes_its_place(project):
 def test_the_body_keeps_the_time_of_a_pbs_job(project, limit):
     env = pbs(project, FATE="-=wait", SAVE_SECONDS="1799", **limit)
     assert "got USR1 after 1 s" in execute(project, "jobs/train.pbs", env=env, code=138)
+    said = execute(project, "jobs/train.pbs", env=env | {"SAVE_SECONDS": "1800"}, code=2)
+    assert "the job has 1800 s" in said and "longer walltime" in said
 
 
 def test_a_run_does_not_restart_for_ever(project):
     said = signalled(project, signal.SIGUSR1, env=pbs(project, FATE="-=wait", RESTARTS="3", MAX_RESTARTS="3"), code=2)
     assert "restarted 3 times" in said and not any(line.startswith("qsub") for line in calls(project))
+
+
+def test_a_stage_that_cannot_go_on_asks_for_more_time(project):
+    env = pbs(project, FATE="-=wait", STAGE_ARGS="1", SAVE_SECONDS="1799")
+    assert "longer time limit" in execute(project, "jobs/stage.pbs", env=env, code=2)
 
 
 def test_a_cancelled_run_saves_and_stays_away(project):
