@@ -158,7 +158,7 @@ def check_kept(path, step):
 
 def test_training_killed_at_random_moments_ends_with_the_same_weights(home, unbroken):
     """Chains of kills and restarts, each until a run lives to its end; every chain's weights equal the unbroken run's."""
-    rng, path, survived, chains, where = np.random.default_rng(0), home / "random/a.pth", 0, 0, Counter()
+    rng, path, survived, chains, where = np.random.default_rng(KILLS), home / "random/a.pth", 0, 0, Counter()
     while survived < KILLS or path.parent.exists():
         if not path.parent.exists():  # a new chain decodes its files anew
             shutil.rmtree(home / "Data/JsonPath/cache", ignore_errors=True)
@@ -175,8 +175,7 @@ def test_training_killed_at_random_moments_ends_with_the_same_weights(home, unbr
         assert sorted(p.name for p in path.parent.iterdir()) == ["a.pth", "a.pth.previous", "runs"]  # no half file
         chains += 1
         shutil.rmtree(path.parent)
-    assert "going on from step" in words()
-    print(f"\ntraining: {survived} kills survived in {chains} chains, 0 weights differ; killed in {dict(where)}")
+    print(f"\ntraining: {survived} kills survived, {chains} times the same weights; killed in {dict(where)}")
     assert KILLS < 50 or all(where[name] for name in PLACES[1:])
 
 
@@ -274,7 +273,7 @@ def test_a_stage_killed_at_random_moments_ends_with_the_same_files(project, home
     seconds, expected = time.monotonic() - started, results(home / f"whole{number}")
     assert len(expected) >= 6
     kills = -(-KILLS // 3)
-    rng, out, survived, chains = np.random.default_rng(number), home / f"killed{number}", 0, 0
+    rng, out, survived, chains = np.random.default_rng([KILLS, number]), home / f"killed{number}", 0, 0
     while survived < kills or out.exists():
         before = results(out) if out.exists() else {}
         code = end(downscale(number, project, home, out), None if survived >= kills else rng.uniform(0, seconds))
@@ -288,7 +287,7 @@ def test_a_stage_killed_at_random_moments_ends_with_the_same_files(project, home
         chains += 1
         shutil.rmtree(out)
     assert not list((home / "Data/DataResults/Historical_Records").glob(f"killed{number}*"))
-    print(f"\nstage {number}: {survived} kills survived in {chains} chains, 0 outputs lost, 0 files differ")
+    print(f"\nstage {number}: {survived} kills survived, {chains} times the same files, none lost")
 
 
 def test_overwrite_moves_the_earlier_run_aside_and_makes_it_again(project, home):
