@@ -279,6 +279,8 @@ class Group:
         cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         self.device = torch.device("cuda", self.local) if cuda else torch.device("cpu")
         if self.size > 1 and not dist.is_initialized():
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)  # python's own would not run while this waits for the others
             dist.init_process_group("nccl" if cuda else "gloo")
 
     def mean(self, tensors):

@@ -656,6 +656,7 @@ def test_a_process_without_its_input_ends_the_others_with_the_cause(home, tmp_pa
     )
     assert done.returncode == 1
     assert "error: nowhere/PreTrain.json: no such list" in done.stderr and "Root Cause" in done.stderr
+    assert "SIGKILL" not in done.stderr  # the other did not have to be killed
 
 
 def test_a_process_that_loses_another_says_so(monkeypatch):
