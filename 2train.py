@@ -42,7 +42,7 @@ class TrainConfig:
     """How a generator is trained; stands in the checkpoint as a dict."""
 
     recipe: str = option("crps", "crps (default), srgan (SRResNet against a BCE discriminator) or srgan-notes")
-    content_steps: int = option(4000, "steps of the content phase")
+    content_steps: int = option(9000, "steps of the content phase")
     adversarial_steps: int = option(0, "steps of the adversarial phase")
     batch: int = option(8, "samples a step, over all processes")
     members: int = option(2, "members made of each sample")
@@ -51,12 +51,13 @@ class TrainConfig:
     content: str = option("crps", "content loss: crps, mse, l1 or vgg, joined by + for a sum")
     adversarial_content: str = option("", "content loss of the adversarial phase (default: the same)")
     pools: tuple = option((1, 4, 16), "sides of the block means the CRPS is taken on, HR pixels")
-    learning_rate: float = option(1e-3, "step size of the generator")
+    learning_rate: float = option(2e-3, "step size of the generator")
     schedule: str = option("cosine", "cosine (to 0 within each phase) or half (times 0.1 at half time)")
     optimizer: str = option("adamw", "adamw or adam")
+    restraint: float = option(1e-3, "weight of the network output's mean square: keeps shares from freezing; fades with the rate")
     weight_decay: float = option(0.01, "decay of the weights (adamw)")
     clip_norm: float = option(1.0, "largest gradient norm; 0: gradients are clamped to -1..1")
-    ema: float = option(0.995, "decay of the averaged weights that stages 3 and 4 use")
+    ema: float = option(0.997, "decay of the averaged weights that stages 3 and 4 use")
     adversarial: str = option("relativistic", "adversarial loss: relativistic (with gradient penalty), hinge or bce")
     beta: float = option(0.02, "weight of the adversarial loss")
     penalty: float = option(1.0, "weight of the gradient penalty")
@@ -64,7 +65,7 @@ class TrainConfig:
     discriminator_rate: float = option(3e-4, "step size of the discriminator")
     wet: bool = option(True, "choose wet windows more often")
     turn: bool = option(True, "turn and flip windows")
-    amounts: float = option(3.0, "scale amounts by up to this factor, either way; 1: not")
+    amounts: float = option(1.5, "scale amounts by up to this factor, either way; 1: not")
     valid_share: float = option(0.1, "share of the training files (or columns) held out for validation")
     valid_windows: int = option(24, "windows scored at each validation")
     epoch_steps: int = option(200, "steps between validations, each with a checkpoint")
@@ -102,7 +103,7 @@ MANY = 10**9
 BOUNDS = {
     **dict.fromkeys(("batch", "members", "epoch_steps", "valid_windows", "discriminator_channels"), (1, MANY)),
     **dict.fromkeys(("content_steps", "adversarial_steps", "crop", "seed"), (0, MANY)),
-    **dict.fromkeys(("clip_norm", "weight_decay", "beta", "penalty"), (0, MANY)),
+    **dict.fromkeys(("clip_norm", "weight_decay", "beta", "penalty", "restraint"), (0, MANY)),
     **dict.fromkeys(("learning_rate", "discriminator_rate"), (1e-12, 10)),
     "valid_share": (0, 0.9),
     "ema": (0, 1),
@@ -120,6 +121,7 @@ _SRGAN = {
     "optimizer": "adam",
     "schedule": "half",
     "weight_decay": 0.0,
+    "restraint": 0.0,
     "clip_norm": 0.0,
     "adversarial_steps": 4000,
     "discriminator_channels": 64,
@@ -426,12 +428,11 @@ class Training:
         return rising * 0.5 * (1 + math.cos(math.pi * done)) * (0.3 if self.fighting else 1.0)
 
     def _members(self, lr, box, noise):
-        """(M, N, 1, H, W): the trunk runs once for all members."""
+        """Members (M, N, 1, H, W), the trunk run once for all of them, and the mean square of the network's output."""
         count = self.train.members
-        x, features = self.generator.encode(lr.contiguous(memory_format=torch.channels_last))
-        return self.generator.upsample(*(t.repeat(count, 1, 1, 1) for t in (lr, x, features)), noise, box).unflatten(
-            0, (count, len(lr))
-        )
+        lr, x, features = (t.repeat(count, 1, 1, 1) for t in (lr, *self.generator.encode(lr)))
+        detail = self.generator.detail(x, features, noise, box)
+        return self.generator.finish(lr, detail, box).unflatten(0, (count, -1)), detail.square().mean()
 
     def noise(self, first, count, box):
         """Noise of samples first .. first + count, keyed by (seed, step, sample): the same on any number of processes."""
@@ -488,9 +489,10 @@ class Training:
         r0, r1, c0, c1 = batch["box"]
         noise = self.noise(first, len(lr), batch["box"])
         with torch.autocast(self.group.device.type, self.amp, enabled=self.amp is not None):
-            members = self.forward(lr, batch["box"], noise)
-        content = self.content(members, hr)
-        losses, total = {"Loss_c": content}, content
+            members, detail = self.forward(lr, batch["box"], noise)
+        weight = torch.from_numpy(batch["weight"]).to(self.group.device)[:, None, None, None]
+        content = self.content(members * weight, hr * weight)
+        losses, total = {"Loss_c": content}, content + self.train.restraint * self.rate() * detail
         if self.fighting:
             known = lr[..., r0:r1, c0:c1]
             losses["Loss_d"], penalty = self._critic_loss(known, hr, members[0].detach())

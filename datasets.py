@@ -1159,8 +1159,9 @@ class Windows:
 
     The trunk of the network sees a whole window of LR cells; HR is given for a crop of it, so a step holds many
     independent pieces of rain. Every draw depends on (seed, step, sample) alone: a resumed run, and any number of
-    processes, see the same windows. Places are drawn among `CANDIDATES` random ones by the mean L of their crop, weight
-    L / (L + HALF mm): by what the network is given, never by how wet HR is, which would bend p(HR | LR).
+    processes, see the same windows. Places are drawn among `CANDIDATES` random ones by the root of their crop's mean: by
+    what the network is given, never by how wet HR is, which would bend p(HR | LR). Each sample's `weight` takes that
+    chance out again (importance sampling): heavy rain is seen more often, and no single storm rules a step.
     Held out for validation (`part="valid"`): the last days of a long list, else the easternmost columns.
 
     Args: dataset: SRDataset. sides: (smallest, largest) side of a window in LR cells, rows and columns drawn each step;
@@ -1168,7 +1169,7 @@ class Windows:
         out. wet: choose wet places. turn: turn and flip. amounts: largest factor on the amounts (1: none).
     """
 
-    CANDIDATES, HALF, LONG_LIST = 48, 0.15, 20
+    CANDIDATES, LONG_LIST = 48, 20
 
     def __init__(
         self, dataset, *, sides=None, crop=0, part="train", valid_share=0.1, wet=True, turn=True, amounts=1.0, seed=0
@@ -1186,7 +1187,7 @@ class Windows:
         """Samples first .. first + count of the `size` samples of a step.
 
         Returns: dict of lr (n, 1, h, w), hr (n, 1, H, W), mm, float32; box (r0, r1, c0, c1), the crop in LR cells that
-            hr covers; source, the files' names.
+            hr covers; weight (n,), what each sample's loss counts; source, the files' names.
         """
         rng = np.random.default_rng([self.seed, step, self.part == "valid"])
         h, w = (
@@ -1201,7 +1202,8 @@ class Windows:
         lr, hr = (np.stack([pair[k] for pair in drawn])[:, None] for k in (0, 1))
         if self.turn:
             lr, hr, box = _turned(lr, hr, box, rng)
-        return {"lr": lr, "hr": hr, "box": box, "source": [pair[2] for pair in drawn]}
+        weight = np.array([pair[3] for pair in drawn], np.float32)
+        return {"lr": lr, "hr": hr, "box": box, "weight": weight, "source": [pair[2] for pair in drawn]}
 
     def _draw(self, step, sample, shape, box):
         """(lr, hr of the crop, file name) of one sample."""
@@ -1213,7 +1215,7 @@ class Windows:
                 self.dataset.crop(i, slice(r + top, r + bottom, 4), slice(c + left, c + right, 4)) for i, r, c in places
             ]
             amounts = np.array([look.mean() for look in looks])  # NaN where a pixel is missing
-            weights = np.nan_to_num(amounts / (amounts + self.HALF) + 0.01)
+            weights = np.nan_to_num(self._chance(amounts))
             if weights.sum() == 0:
                 continue
             i, r, c = places[rng.choice(len(places), p=weights / weights.sum())]
@@ -1225,11 +1227,16 @@ class Windows:
             if np.isfinite(window).all() and np.isfinite(lr).all():
                 factor = np.float32(self.amounts ** rng.uniform(-1, 1))
                 source = Path(self.dataset.files.paths[i]).name
-                return lr * factor, window[top:bottom, left:right] * factor, source
+                hr = window[top:bottom, left:right] * factor
+                return lr * factor, hr, source, self._chance(0.5) / self._chance(hr.mean()) if self.wet else 1.0
         raise DataError(
             f"no window of {shape[0]} x {shape[1]} LR cells without missing pixels in the {self.dataset.split} list; "
             "expected larger gap-free areas, or smaller windows (--window)"
         )
+
+    def _chance(self, amount):
+        """Relative chance of a place with this mean, mm; dry ones are seldom looked at."""
+        return np.sqrt(amount) + 0.01
 
     def _place(self, rng, shape):
         """(file, first row, first column) of a random window of LR cells, at any pixel where HR is real."""

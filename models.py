@@ -180,72 +180,72 @@ class ResModel(nn.Module):
 
 
 class SRConModel(nn.Module):
-    """One upsampling stage: sub-pixel convolution by `factor`, joined with extra channels, refined.
+    """One upsampling stage: noise joined, sub-pixel convolution by `factor`, plus a convolution of what is known at the
+    finer grid, activation.
 
-    The sub-pixel filters start equal (ICNR, Aitken et al. 2017) and a convolution at the finer grid follows: no
-    checkerboard. All convolutions are "valid"; `forward` is given `margin_in` pixels of surroundings at the coarse
-    grid and returns `margin_out` at the fine one, so a tile's pixels are those of the whole.
+    The sub-pixel filters start equal (ICNR, Aitken et al. 2017): no checkerboard. All convolutions are "valid":
+    `forward` is given `margin_in` pixels of surroundings at the coarse grid and returns `margin_out` at the fine one,
+    so a tile's pixels are those of the whole.
     """
 
-    def __init__(self, c_in, c_out, factor, *, extra=0, blocks=0, norm="none", activation="relu", margin_out=0):
+    def __init__(self, c_in, c_out, factor, *, noise=0, known=1, norm="none", activation="relu", margin_out=0):
         super().__init__()
         self.factor = factor
-        self.margin_mid = margin_out + 1 + 2 * blocks  # before the fine convolutions
-        self.margin_in = 1 + -(-self.margin_mid // factor)
-        self.up = nn.Conv2d(c_in, c_out * factor**2, 3)
-        self.shuffle = nn.Sequential(nn.PixelShuffle(factor), ACTIVATIONS[activation]())
-        self.join = ConModel(c_out + extra, c_out, norm=norm, activation=activation, padding="valid")
-        self.blocks = nn.Sequential(
-            *(ResModel(c_out, norm=norm, activation=activation, padding="valid") for _ in range(blocks))
-        )
-        self.last = ACTIVATIONS[activation]()
+        self.margin_in = 1 + -(-margin_out // factor)
+        self.surplus = (self.margin_in - 1) * factor - margin_out
+        self.up = nn.Conv2d(c_in + noise, c_out * factor**2, 3)
+        self.shuffle = nn.PixelShuffle(factor)
+        self.join = nn.Conv2d(known, c_out, 3)
+        self.norm = nn.BatchNorm2d(c_out) if norm == "batch" else nn.Identity()
+        self.activation = ACTIVATIONS[activation]()
 
-    def forward(self, x, extra=()):
-        """x (N, c_in, h + 2 margin_in, ...), extra: list of (N, ., factor h + 2 margin_mid, ...)."""
-        x = self.shuffle(self.up(_pixel_norm(x)))
-        x = _trim(x, (self.margin_in - 1) * self.factor - self.margin_mid)
-        # float32 noise would make all of it float32 under autocast, and one layout saves copies
-        extra = [e.to(x.dtype, memory_format=torch.channels_last) for e in extra]
-        return self.last(self.blocks(self.join(torch.cat([x, *extra], 1))))
+    def forward(self, x, noise, known):
+        """x (N, c_in, h + 2 margin_in, ...), noise alike or None, known (N, ., factor h + 2 (margin_out + 1), ...)."""
+        x = _trim(self.shuffle(self.up(_joined(x.dtype, x, noise))), self.surplus)
+        return self.activation(self.norm(x + self.join(known)))
 
 
 class SRResModel(nn.Module):
     """SRResNet: a trunk at LR (9 x 9, residual blocks, skip), one SRConModel per prime factor, an output convolution.
 
-    `trunk` sees the whole field; `stages` turns a part of its features into raw HR values. Each stage is given the
-    transformed LR field, interpolated to its grid, and noise.
+    `trunk` sees the whole field; `stages` turns a part of its features into HR values. Noise enters before each
+    stage, the interpolated LR field (and what is learned of a fixed region) at each stage's grid, and each
+    stage may have residual blocks behind it.
     """
 
     def __init__(self, config):
         super().__init__()
         c, kw = config.channels, {"norm": config.norm, "activation": config.activation}
         self.factors = prime_factors(config.scale)
-        self.grids = np.cumprod(self.factors).tolist()  # pixels per LR cell side after each stage
-        widths = list(config.stage_channels) or _taper(c, len(self.factors))
-        blocks = list(config.stage_blocks) or [2 if g <= 4 else 1 if g <= 20 else 0 for g in self.grids]
-        self.noise_channels = config.noise_channels
-        self.head = ConModel(1 + config.position_channels, c, 9, activation=config.activation)
+        self.grids = np.cumprod([1, *self.factors]).tolist()  # pixels per LR cell side before each stage, and at HR
+        widths = [c, *(config.stage_channels or _taper(c, len(self.factors)))]
+        blocks = list(config.stage_blocks) or [2 if g <= 4 else 1 if g <= 20 else 0 for g in self.grids[1:]]
+        self.noise_channels, known = config.noise_channels, 1 + config.position_channels
+        self.head = ConModel(known, c, 9, activation=config.activation)
         self.body = nn.Sequential(
             *(ResModel(c, dropout=config.dropout, **kw) for _ in range(config.blocks)), ConModel(c, c, norm=config.norm)
         )
-        stages, margin = [], 1  # the output convolution needs one pixel around
+        ups, refine, margin = [], [], 1  # the output convolution needs one pixel around
+        self.margins = []  # surroundings, in pixels, of what is known at each stage's grid
         for k in reversed(range(len(self.factors))):
-            stage = SRConModel(
-                ([c] + widths)[k],
+            refine.insert(0, nn.Sequential(*(ResModel(widths[k + 1], padding="valid", **kw) for _ in range(blocks[k]))))
+            margin += 2 * blocks[k]
+            self.margins.insert(0, margin + 1)
+            up = SRConModel(
                 widths[k],
+                widths[k + 1],
                 self.factors[k],
-                extra=1 + config.noise_channels + config.position_channels,
-                blocks=blocks[k],
+                noise=config.noise_channels,
+                known=known,
                 norm=config.norm,
                 activation=config.stage_activation,
                 margin_out=margin,
             )
-            stages.insert(0, stage)
-            margin = stage.margin_in
-        self.stages_ = nn.ModuleList(stages)
+            ups.insert(0, up)
+            margin = up.margin_in
+        self.ups, self.refine = nn.ModuleList(ups), nn.ModuleList(refine)
         self.halo = margin  # LR cells of trunk features needed around a part
         self.out = nn.Conv2d(widths[-1], 1, 3)
-        self.gain = nn.Parameter(torch.tensor(math.log(10.0)))  # undoes the log10 of the default transform
         _initialise(self)
 
     def trunk(self, x):
@@ -253,27 +253,20 @@ class SRResModel(nn.Module):
         x = self.head(x)
         return F.pad(x + self.body(x), (self.halo,) * 4, mode="replicate")
 
-    def noise_shapes(self, h, w):
-        """Shapes (c, H, W) of the noise of every stage for a part of h x w LR cells."""
-        return [
-            (self.noise_channels, g * h + 2 * s.margin_mid, g * w + 2 * s.margin_mid)
-            for g, s in zip(self.grids, self.stages_, strict=True)
-        ]
-
     def stages(self, features, x, noise, positions=None):
-        """Raw HR values of a part of h x w LR cells: the interpolated LR plus what the stages make of it.
+        """HR values of a part of h x w LR cells.
 
-        Args: features (N, C, h + 2 halo, w + 2 halo); x (N, 1, h + 2 halo, w + 2 halo), transformed LR; noise: see
-            noise_shapes; positions: one (1, P, H + 2 margin, W + 2 margin) a stage, or None.
+        Args: features (N, C, h + 2 halo, w + 2 halo); x (N, 1, h + 2 halo, w + 2 halo), transformed LR; noise: one
+            tensor before each stage; positions: one (1, P, H + 2 margin, W + 2 margin) a stage, or None.
         Returns: (N, 1, h * scale, w * scale), float32.
         """
-        for k, (stage, grid) in enumerate(zip(self.stages_, self.grids, strict=True)):
-            copy = _enlarge(x, grid, self.halo, stage.margin_mid)  # (N, 1, grid h + 2 margin_mid, ...)
-            extra = [copy] + [noise[k]] * bool(self.noise_channels)
-            extra += [positions[k].expand(len(features), -1, -1, -1)] if positions else []
-            features = stage(features, extra)
+        for k, (up, refine) in enumerate(zip(self.ups, self.refine, strict=True)):
+            copy = _enlarge(x, self.grids[k + 1], self.halo, self.margins[k])  # (N, 1, grid h + 2 margin, ...)
+            where = positions[k].expand(len(x), -1, -1, -1) if positions else None
+            known = _joined(features.dtype, copy, where)
+            features = refine(up(features, noise[k], known))
         with torch.autocast(features.device.type, enabled=False):  # 8 bits of mantissa are too few for amounts
-            return self.out(features.float()) + self.gain * _trim(copy, stage.margin_mid).float()
+            return self.out(features.float())
 
 
 # ---- generator ----
@@ -291,17 +284,18 @@ class Generator(nn.Module):
         self.config = config
         self.scale = config.scale
         self.net = SRResModel(config)
+        self.centre = 1.0 if config.transform == "log" else 0.0  # 0.9 mm: rain on both sides of 0
         self.ring = PASSES if config.conserve and config.scale >= SEAMS_FROM else 0  # see even_levels
+        self.gain = nn.Parameter(torch.tensor(math.log(10.0)))  # undoes the log10 of the default transform
         self.position = None
         if config.position_channels:
             self.position = nn.Parameter(0.1 * torch.randn(1, config.position_channels, *config.position_shape))
 
     def draw_noise(self, n, h, w, generator=None, device=None):
-        """Standard normal noise for n members of h x w LR cells, surroundings included: one tensor a stage."""
-        return [
-            torch.randn(n, *shape, generator=generator, device=device) if self.net.noise_channels else None
-            for shape in self.net.noise_shapes(h, w)
-        ]
+        """Standard normal noise for n members of h x w LR cells, surroundings included: one tensor before each stage."""
+        c, stages = self.net.noise_channels, zip(self.net.grids, self.net.ups, strict=False)
+        shapes = [(n, c, g * h + 2 * up.margin_in, g * w + 2 * up.margin_in) for g, up in stages]
+        return [torch.randn(s, generator=generator, device=device) if s[1] else None for s in shapes]
 
     def forward(self, lr, noise=None, crop=None):
         """One member for each field of the batch.
@@ -313,24 +307,33 @@ class Generator(nn.Module):
         crop = crop or (0, lr.shape[-2], 0, lr.shape[-1])
         if noise is None:
             noise = self.draw_noise(len(lr), crop[1] - crop[0], crop[3] - crop[2], device=lr.device)
-        return self.upsample(lr, *self.encode(lr), noise, crop)
+        return self.finish(lr, self.detail(*self.encode(lr), noise, crop), crop)
 
     def encode(self, lr):
-        """Transformed LR and trunk features, both with `net.halo` cells of repeated edge: what `upsample` takes."""
-        x = TRANSFORMS[self.config.transform].forward(lr.float(), self.config.transform_parameters)
-        seen = x
+        """Transformed LR and trunk features, both with `net.halo` cells of repeated edge: what `detail` takes."""
+        x = TRANSFORMS[self.config.transform].forward(lr.float(), self.config.transform_parameters) - self.centre
+        where = None
         if self.position is not None:
             self._check_region(lr)
-            where = F.avg_pool2d(self.position, self.scale)  # (1, P, h, w)
-            seen = torch.cat([x, where.expand(len(x), -1, -1, -1)], 1)
-        return F.pad(x, (self.net.halo,) * 4, mode="replicate"), self.net.trunk(seen)
+            where = F.avg_pool2d(self.position, self.scale).expand(len(x), -1, -1, -1)
+        return F.pad(x, (self.net.halo,) * 4, mode="replicate"), self.net.trunk(_joined(x.dtype, x, where))
 
-    def upsample(self, lr, x, features, noise, crop):
-        """The part `crop` of the HR field, from what `encode` returned; arguments as in forward."""
+    def detail(self, x, features, noise, crop):
+        """What the network makes of the part `crop`, before amounts are put on it; arguments as encode returned them.
+
+        Returns: (N, 1, H, W), float32: 0 everywhere is the interpolated input.
+        """
         r0, r1, c0, c1 = crop
         around = (..., slice(r0, r1 + 2 * self.net.halo), slice(c0, c1 + 2 * self.net.halo))
-        raw = self.net.stages(features[around], x[around], noise, self._positions(crop))
-        with torch.autocast(raw.device.type, enabled=False):
+        return self.net.stages(features[around], x[around], noise, self._positions(crop))
+
+    def finish(self, lr, detail, crop):
+        """Rain (N, 1, H, W), mm, from detail: the interpolated input added, non-negative, conserved."""
+        r0, r1, c0, c1 = crop
+        with torch.autocast(detail.device.type, enabled=False):
+            x = TRANSFORMS[self.config.transform].forward(lr.float(), self.config.transform_parameters)
+            around = F.pad(x, (1,) * 4, mode="replicate")[..., r0 : r1 + 2, c0 : c1 + 2]
+            raw = detail + self.gain * _enlarge(around, self.scale, 1, 0)
             if not self.config.conserve:
                 return OUTPUTS[self.config.output](raw)
             lr = lr[..., r0:r1, c0:c1].float()
@@ -349,9 +352,8 @@ class Generator(nn.Module):
         if self.position is None:
             return None
         parts = []
-        for stage, grid in zip(self.net.stages_, self.net.grids, strict=True):
+        for grid, margin in zip(self.net.grids[1:], self.net.margins, strict=True):
             r0, r1, c0, c1 = (n * grid for n in crop)
-            margin = stage.margin_mid
             whole = F.pad(F.avg_pool2d(self.position, self.scale // grid), (margin,) * 4, mode="replicate")
             parts.append(whole[..., r0 : r1 + 2 * margin, c0 : c1 + 2 * margin])
         return parts
@@ -462,7 +464,7 @@ def downscale(generator, lr, *, members=1, seed=0, day="2023-08-01", origin=(0, 
                 key = f"{seed}|{m}|{day}"
                 box = tuple(n + origin[k // 2] for k, n in enumerate(part))
                 noise = [None if z is None else z.to(device) for z in _keyed_noise(generator.net, key, box)]
-                sr[m] = generator.upsample(field_, x, features, noise, part)[inner][0, 0].cpu().numpy()
+                sr[m] = generator.finish(field_, generator.detail(x, features, noise, part), part)[inner][0, 0].cpu().numpy()
             sr[:, np.kron(missing[r0:r1, c0:c1], np.ones((s, s), bool))] = np.nan
             yield slice(r0 * s, r1 * s), slice(c0 * s, c1 * s), sr
 
@@ -645,9 +647,10 @@ def initialise_normal(module, std=0.02):
 # ---- private ----
 
 
-def _pixel_norm(x):
-    """Unit mean square over the channels of each pixel (Karras et al. 2018): stages cannot amplify one another."""
-    return x * (x.float().square().mean(1, keepdim=True) + 1e-6).rsqrt().to(x.dtype)
+def _joined(dtype, *parts):
+    """The parts that are there, joined along the channels, in one type and layout: mixed ones cost copies."""
+    parts = [p.to(dtype) for p in parts if p is not None]
+    return (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).contiguous(memory_format=torch.channels_last)
 
 
 def _trim(x, n):
@@ -662,7 +665,7 @@ def _taper(channels, stages):
 def _initialise(net):
     """He-normal weights, biases 0, residual branches a tenth as large, equal sub-pixel filters (ICNR).
 
-    PyTorch's own start shrinks the signal in every layer; in a net this deep the ReLUs then die in the first steps.
+    PyTorch's own start shrinks the signal in every layer; in a net this deep nothing would be left of the input.
     """
     for m in net.modules():
         if isinstance(m, nn.Conv2d):
@@ -673,6 +676,7 @@ def _initialise(net):
             m.body[-1].layers[0].weight.data.mul_(0.1)
         elif isinstance(m, SRConModel):
             _icnr(m.up, m.factor)
+            m.up.weight.data.mul_(0.5), m.join.weight.data.mul_(0.5)  # their sum is as large as either was
     net.out.weight.data.mul_(0.1)
 
 
@@ -708,26 +712,23 @@ def _fill(lr):
 
 def _keyed_noise(net, key, box):
     """Noise of the cells box = (r0, r1, c0, c1) (absolute) and their surroundings, as draw_noise with n = 1."""
-    r0, r1, c0, c1 = box
     if not net.noise_channels:
-        return [None] * len(net.grids)
-    around = [-(-s.margin_mid // g) for s, g in zip(net.stages_, net.grids, strict=True)]  # cells
-    reach = max(around)
-    cells = [
-        [_cell_noise(net, key, r, c) for c in range(c0 - reach, c1 + reach)] for r in range(r0 - reach, r1 + reach)
-    ]
+        return [None] * len(net.ups)
+    r0, r1, c0, c1 = box
     noise = []
-    for k, (stage, grid) in enumerate(zip(net.stages_, net.grids, strict=True)):
-        whole = np.concatenate([np.concatenate([cell[k] for cell in row], 2) for row in cells], 1)
-        noise.append(torch.from_numpy(_trim(whole, reach * grid - stage.margin_mid).copy())[None])
+    for grid, up in zip(net.grids, net.ups, strict=False):
+        around = -(-up.margin_in // grid)  # cells
+        rows, columns = range(r0 - around, r1 + around), range(c0 - around, c1 + around)
+        cells = [np.concatenate([_cell_noise(net.noise_channels, grid, key, r, c) for c in columns], 2) for r in rows]
+        noise.append(torch.from_numpy(_trim(np.concatenate(cells, 1), around * grid - up.margin_in).copy())[None])
     return noise
 
 
-def _cell_noise(net, key, row, column):
-    """Noise of one LR cell, all stages: a counter-based stream of its own."""
-    digest = hashlib.blake2b(f"{key}|{row}|{column}".encode(), digest_size=16).digest()
+def _cell_noise(channels, grid, key, row, column):
+    """Noise of one LR cell at one grid: a counter-based stream of its own."""
+    digest = hashlib.blake2b(f"{key}|{row}|{column}|{grid}".encode(), digest_size=16).digest()
     rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-    return [rng.standard_normal((net.noise_channels, g, g), np.float32) for g in net.grids]
+    return rng.standard_normal((channels, grid, grid), np.float32)
 
 
 def _vgg_weights(path):
