@@ -935,36 +935,40 @@ class Archive:
         self.index, self.data = _load_cache(stem) or self._build(stem, units)
 
     def _build(self, stem, units):
-        index, blocks, offset = [], [], 0
-        for path in utils.progress(self.paths, f"decoding into {stem.parent}"):
-            tp = read_field(path, units[path])
-            index.append(
-                {
-                    "offset": offset,
-                    "grid": [str(v) for v in astuple(grid_of(tp))],
-                    "attrs": tp.attrs,
-                    "times": {
-                        k: str(tp.coords[k].values) for k in ("time", "forecast_reference_time") if k in tp.coords
-                    },
-                }
-            )
-            blocks.append(tp.values.ravel())
-            offset += tp.size
-        quicker = _load_cache(stem)  # another process made it meanwhile, and others may be reading it on a shared disk
-        if quicker:
-            return quicker
-        data = np.concatenate(blocks)
+        """Decode file by file straight into the cache: memory holds one field, however long the list."""
+        part = stem.with_name(f".{stem.name}.{os.getpid()}.part")
         try:
             stem.parent.mkdir(parents=True, exist_ok=True)
             for old in stem.parent.glob(f"{stem.name.split('-')[0]}-*"):
                 if old.stem != stem.name:
                     old.unlink(missing_ok=True)
-            with utils.whole_file(stem.with_suffix(".npy")) as part:
-                np.save(part.open("wb"), data)
-            utils.write_json(stem.with_suffix(".json"), index)
-        except (OSError, DataError) as error:
+            with part.open("wb") as file:
+                index = self._decode(units, f"decoding into {stem.parent}", file.write)
+            quicker = _load_cache(stem)  # another process made it, and others may be reading it on a shared disk
+            if quicker:
+                return quicker
+            os.replace(part, stem.with_suffix(".f32"))
+        except OSError as error:
             utils.log(f"no cache kept in {stem.parent}: {error}; the files are decoded again next time")
-        return index, data
+            blocks = []
+            index = self._decode(units, "decoding into memory", blocks.append)
+            return index, np.frombuffer(b"".join(blocks), np.float32)
+        finally:
+            part.unlink(missing_ok=True)
+        utils.write_json(stem.with_suffix(".json"), index)
+        return _load_cache(stem)
+
+    def _decode(self, units, words, write):
+        """Give each field's bytes to `write`; returns the index: where each begins, its grid, attributes and times."""
+        index, offset = [], 0
+        for path in utils.progress(self.paths, words):
+            tp = read_field(path, units[path])
+            times = {k: str(tp.coords[k].values) for k in ("time", "forecast_reference_time") if k in tp.coords}
+            grid = [str(v) for v in astuple(grid_of(tp))]
+            index.append({"offset": offset, "grid": grid, "attrs": tp.attrs, "times": times})
+            write(np.ascontiguousarray(tp.values).tobytes())
+            offset += tp.size
+        return index
 
     def __len__(self):
         return len(self.paths)
@@ -1005,7 +1009,7 @@ def _load_cache(stem):
     """(index, memory map) of a complete cache, else None."""
     try:
         index = json.loads(stem.with_suffix(".json").read_text())
-        return index, np.load(stem.with_suffix(".npy"), mmap_mode="r").view(np.ndarray)
+        return index, np.memmap(stem.with_suffix(".f32"), np.float32, "r").view(np.ndarray)
     except (OSError, ValueError):
         return None
 

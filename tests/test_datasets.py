@@ -539,9 +539,9 @@ def test_cache_follows_the_file(tmp_path):
     path = day(tmp_path, FIELD)
     folder = lists(tmp_path, train=[path])
     first, _ = SRDataset(folder, "train", region="all", hr_step=0.1)[0]
-    kept = sorted((tmp_path / "cache").glob("*.npy"))
+    kept = sorted((tmp_path / "cache").glob("*.f32"))
     SRDataset(folder, "train", region="all", hr_step=0.1)
-    assert sorted((tmp_path / "cache").glob("*.npy")) == kept and len(kept) == 1
+    assert sorted((tmp_path / "cache").glob("*.f32")) == kept and len(kept) == 1
     day(tmp_path, FIELD * 2)
     second, _ = SRDataset(folder, "train", region="all", hr_step=0.1)[0]
     np.testing.assert_array_equal(second, first * 2)
