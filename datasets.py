@@ -1,7 +1,7 @@
 """Files, units, grids and pairs: everything between a NetCDF file on disk and an (lr, hr) pair.
 
 Reads    any NetCDF file of precipitation on a regular (lat, lon) grid, the JSON lists and PreInfo.json of stage 1.
-Writes   only its cache of decoded fields, {data_folder}/cache/*.npy.
+Writes   only its cache of decoded fields, {data_folder}/cache/*.f32.
 
     from datasets import SRDataset
     lr, hr = SRDataset("Data/JsonPath", split="eval")[0]      # (5, 5) and (500, 500), mm, north first

@@ -1,0 +1,269 @@
+"""Speed and memory of every part, each ratio measured side by side in one run; prints a Markdown table.
+
+Reads   --china DIR and --radar DIR (folders with DataTrain, and train and eval); rows without their data are left out
+Writes  nothing but a temporary folder
+
+    python tests/benchmark.py                          # all rows, about ten minutes
+    python tests/benchmark.py --rows dataset cache     # some of them
+    python tests/benchmark.py --rows step --profile    # with the ten dearest operations of the training step
+"""
+
+import argparse
+import importlib
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import xarray as xr
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import datasets  # noqa: E402
+import models  # noqa: E402
+import utils  # noqa: E402
+
+stage2 = importlib.import_module("2train")
+CELLS = 25  # LR cells of the 500 x 500 pixels of one sample
+
+
+def median_seconds(function, repeat=5):
+    """Median wall time of a call, after one that is not counted."""
+    function()
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def train_list(folder, scratch, name):
+    """A folder of lists with the NetCDF files of `folder` as its train list."""
+    where = Path(scratch) / name
+    paths = sorted(map(str, Path(folder).glob("*.nc")))
+    records, faults = datasets.inspect_files(paths)
+    assert not faults, faults[0]
+    utils.write_json(where / "PreTrain.json", paths)
+    utils.write_json(where / "PreInfo.json", {"files": {"train": records}})
+    return where
+
+
+def bench_cache(args, scratch):
+    """Building the cache of decoded fields."""
+    lists = train_list(args.china / "DataTrain", scratch, "cache")
+    start = time.perf_counter()
+    dataset = datasets.SRDataset(lists, "train")
+    seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    datasets.SRDataset(lists, "train")
+    again = time.perf_counter() - start
+    yield f"building the cache of {len(dataset)} files", f"{seconds:.1f} s; opened again {again:.2f} s"
+
+
+def bench_dataset(args, scratch):
+    """SRDataset against opening, selecting and interpolating a file for each sample, as the earlier program did."""
+    lists = train_list(args.china / "DataTrain", scratch, "cache")
+    dataset = datasets.SRDataset(lists, "train")
+    paths = dataset.files.paths
+    lat, lon = dataset.plans[0].hr.lat, dataset.plans[0].hr.lon
+
+    def plain(path):
+        with xr.open_dataset(path, decode_times=False) as file:
+            field = file[next(iter(file.data_vars))].squeeze()
+            names = {d: "lat" if "lat" in d.lower() else "lon" for d in field.dims}
+            field = field.rename({k: v for k, v in names.items() if k != v})
+            return field.interp(lat=lat, lon=lon).transpose("lat", "lon").values
+
+    slow = 20 / median_seconds(lambda: [plain(p) for p in paths[:20]], 3)
+    fast = 400 / median_seconds(lambda: [dataset[i] for i in range(400)], 3)
+    yield (
+        "`SRDataset` samples a second, 500 x 500, `interpolate`",
+        f"{fast:.0f}, {fast / slow:.0f} times the {slow:.0f} of opening and `interp`",
+    )
+
+
+def training(scratch, adversarial=0, **settings):
+    """A Training of default settings at x100 on a field of random rain."""
+    side, folder = 1200, Path(scratch) / "rain"
+    if not folder.is_dir():
+        grid = datasets.Grid(*map(datasets.Fraction, (40, -100, "0.01")), side, side)
+        rain = np.random.default_rng(0).gamma(0.3, 3.0, grid.shape).astype(np.float32)
+        field = xr.DataArray(rain, {"lat": grid.lat, "lon": grid.lon}, ("lat", "lon"), "tp", {"units": "mm"})
+        folder.mkdir()
+        field.to_netcdf(folder / "2023_08_01.nc")
+        train_list(folder, scratch, "rain")
+    dataset = datasets.SRDataset(folder, "train", target="coarsen", region="all", lr_step=1)
+    train = stage2.TrainConfig(
+        content_steps=0 if adversarial else 10**6, adversarial_steps=10**6, valid_share=0.0, **settings
+    )
+    args = SimpleNamespace(amp="auto", init=None, vgg_weights=None, compile=False, accumulate=1)
+    return stage2.Training(dataset.config, train, models.GeneratorConfig(), dataset, stage2.Group("cpu"), args)
+
+
+def samples_a_step(run):
+    """500 x 500 samples that a step is worth, by the cells it makes."""
+    crop = max(1, round(run.train.crop / run.config.scale)) * run.config.scale
+    return run.train.batch * crop**2 / 500**2
+
+
+class ConvolutionFlops(TorchDispatchMode):
+    """Adds up the arithmetic of every convolution, forward and backward (FlopCounterMode cannot follow autograd.grad)."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        made = operation(*args, **(kwargs or {}))
+        if "convolution" in str(operation) and operation._overloadpacket in flop_registry:
+            self.total += flop_registry[operation._overloadpacket](*args, **(kwargs or {}), out_val=made)
+        return made
+
+
+def convolution_rate(step, profile):
+    """(GFLOP of one step, seconds of them in convolutions, table of the dearest operations)."""
+    with ConvolutionFlops() as counter:
+        step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as record:
+        step()
+    names = (
+        "aten::mkldnn_convolution",
+        "aten::convolution_backward",
+        "aten::thnn_conv2d",
+        "aten::_slow_conv2d_forward",
+    )
+    table = record.key_averages()
+    spent = sum(e.self_cpu_time_total for e in table if e.key in names) / 1e6
+    return counter.total / 1e9, spent, table.table(sort_by="self_cpu_time_total", row_limit=10) if profile else ""
+
+
+def bench_step(args, scratch):
+    """The training step, in both phases, and what share of the machine's matrix products its convolutions reach."""
+    rows, tables = [], []
+    for words, adversarial in (("content", 0), ("adversarial", 1)):
+        run = training(scratch, adversarial)
+        seconds = median_seconds(run.run_step)
+        flops, spent, table = convolution_rate(run.run_step, args.profile)
+        dtype = run.amp or torch.float32
+        a = torch.randn(2048, 2048, dtype=dtype)
+        peak = 2 * 2048**3 / median_seconds(lambda a=a: a @ a) / 1e9
+        each = seconds / samples_a_step(run)
+        rows.append(
+            (
+                f"{words} step, x100, two members, a 500 x 500 sample",
+                f"{each:.2f} s ({seconds:.2f} s a step, {flops:.0f} GFLOP in convolutions)",
+            )
+        )
+        rows.append(
+            (
+                f"{words} step: convolutions against matrix products, {dtype}",
+                f"{flops / spent:.0f} of {peak:.0f} GFLOP/s, {flops / spent / peak:.0%}; {spent / seconds:.0%} of the step is convolutions",
+            )
+        )
+        tables.append(table)
+    yield from rows
+    print("\n".join(filter(None, tables)))
+
+
+def bench_country(args, scratch):
+    """Whole China, 70-140E x 15-55N, one day, 7100 x 4100 pixels, written to NetCDF; and half of it."""
+    generator = ROOT / "Data" / "SavedModels" / "radar_x100.pth"
+    code = (
+        "import sys, time, resource, numpy as np, xarray as xr; sys.path.insert(0, sys.argv[1]);"
+        "import models, utils; from fractions import Fraction; from datasets import Grid, label;"
+        "state = utils.load_checkpoint(sys.argv[2]); g = models.load_generator(state);"
+        "rows, cols = 41, int(sys.argv[4]); lr = np.random.default_rng(0).gamma(0.3, 20, (rows, cols)).astype('f4');"
+        "out = np.lib.format.open_memmap(sys.argv[3], 'w+', 'f4', (rows * 100, cols * 100)); t = time.perf_counter();"
+        "[out.__setitem__((r, c), s[0]) for r, c, s in models.downscale(g, lr)];"
+        "print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+    )
+    found = []
+    for columns in (71, 36):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(ROOT), str(generator), str(Path(scratch) / "out.npy"), str(columns)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.append([float(v) for v in done.stdout.split()])
+    (seconds, memory), (half, _) = found
+    yield (
+        "whole China, 7100 x 4100 pixels, one member, x100",
+        f"{seconds:.0f} s, peak memory {memory:.1f} GiB; the area of 36 of 71 columns {half:.0f} s",
+    )
+
+
+def bench_processes(args, scratch):
+    """Training samples a second with 1, 2, 4, 8 processes of one thread, and what they tell one another."""
+    code = (
+        "import sys, time, torch; sys.path[:0] = sys.argv[1:3]; torch.set_num_threads(1); import benchmark;"
+        "run = benchmark.training(sys.argv[4], batch=int(sys.argv[3])); [run.run_step() for _ in range(2)]; run.bytes = 0; t = time.perf_counter();"
+        "[run.run_step() for _ in range(8)]; d = time.perf_counter() - t;"
+        "run.group.rank or print('RESULT', 8 * int(sys.argv[3]) / d, run.bytes / 8)"
+    )
+    training(scratch)  # makes the field
+    rates = {}
+    with tempfile.NamedTemporaryFile("w", suffix=".py", dir=scratch, delete=False) as script:
+        script.write(code)
+    for n in args.processes:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+        done = subprocess.run(
+            [*command, script.name, str(ROOT), str(ROOT / "tests"), str(8 * n), str(scratch)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            timeout=1800,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        rate, sent = map(float, next(line for line in done.stdout.splitlines() if "RESULT" in line).split()[-2:])
+        rates[n] = rate
+        yield (
+            f"{n} process(es) of one thread, 8 samples each a step",
+            f"{rate:.1f} samples/s, {rate / rates[args.processes[0]]:.2f} times one; {sent / 1e6:.1f} MB averaged a step",
+        )
+
+
+ROWS = {
+    "cache": bench_cache,
+    "dataset": bench_dataset,
+    "step": bench_step,
+    "country": bench_country,
+    "processes": bench_processes,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = ROOT.parent / "shared" / "data"
+    parser.add_argument(
+        "--china", type=Path, default=data / "china", help="folder with DataTrain (default: %(default)s)"
+    )
+    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=list(ROWS), help="parts to measure")
+    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4, 8], help="numbers of processes")
+    parser.add_argument("--profile", action="store_true", help="print the dearest operations of the training step")
+    args = parser.parse_args()
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} thread(s)\n"
+    )
+    print("| what | figure |\n| --- | --- |")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in args.rows:
+            if name in ("cache", "dataset") and not (args.china / "DataTrain").is_dir():
+                print(f"| {name} | not measured: no {args.china / 'DataTrain'} |")
+                continue
+            for what, figure in ROWS[name](args, scratch):
+                print(f"| {what} | {figure} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
