@@ -10,6 +10,7 @@ Cells, not points: a value is the mean of the square cell around its node. Grids
 floats appear only in the coordinates that are written.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -954,7 +955,8 @@ class Archive:
             index = self._decode(units, "decoding into memory", blocks.append)
             return index, np.frombuffer(b"".join(blocks), np.float32)
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
         utils.write_json(stem.with_suffix(".json"), index)
         return _load_cache(stem)
 
