@@ -30,6 +30,7 @@ from utils import AverageMeter, DataError, log
 
 # steps of rising learning rate; a run with --max-minutes is planned after them, or after a fifth of its time
 WARM_UP = 60
+PENALTY_EVERY = 4  # steps between gradient penalties, each weighted so much more (Karras et al. 2020)
 
 
 def option(default, words):
@@ -54,7 +55,9 @@ class TrainConfig:
     learning_rate: float = option(2e-3, "step size of the generator")
     schedule: str = option("cosine", "cosine (to 0 within each phase) or half (times 0.1 at half time)")
     optimizer: str = option("adamw", "adamw or adam")
-    restraint: float = option(1e-3, "weight of the network output's mean square: keeps shares from freezing; fades with the rate")
+    restraint: float = option(
+        1e-3, "weight of the network output's mean square: keeps shares from freezing; fades with the rate"
+    )
     weight_decay: float = option(0.01, "decay of the weights (adamw)")
     clip_norm: float = option(1.0, "largest gradient norm; 0: gradients are clamped to -1..1")
     ema: float = option(0.997, "decay of the averaged weights that stages 3 and 4 use")
@@ -512,11 +515,11 @@ class Training:
             loss, _ = models.ADVERSARIAL_LOSSES[self.train.adversarial](
                 self.discriminator(lr, hr), self.discriminator(lr, made)
             )
-        if self.train.adversarial != "relativistic":
+        if self.train.adversarial != "relativistic" or self.step % PENALTY_EVERY:
             return loss, 0.0
-        return loss, models.gradient_penalty(self.discriminator, lr, hr) + models.gradient_penalty(
-            self.discriminator, lr, made
-        )
+        with torch.autocast(self.group.device.type, self.amp, enabled=self.amp is not None):
+            slopes = (models.gradient_penalty(self.discriminator, lr, field) for field in (hr, made))
+            return loss, PENALTY_EVERY * sum(slopes)
 
     def _update(self, net, optimizer):
         grads = [p.grad for p in net.parameters() if p.grad is not None]

@@ -38,7 +38,7 @@ from scores.probability import crps_for_ensemble
 from tqdm import tqdm
 
 VERSION = "0.1.0"
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 QQ_LEVELS = np.append(np.linspace(0.01, 0.999, 100), 0.99)  # of the Q-Q scores, then 99 % for its own ratio
 # Histogram bins by the leading bits of a float32, 64 to the octave from 2**-10 to 2**11 mm; the first is dry.
 FIRST, LAST = 117 << 6, 138 << 6
