@@ -265,8 +265,7 @@ class SRResModel(nn.Module):
             where = positions[k].expand(len(x), -1, -1, -1) if positions else None
             known = _joined(features.dtype, copy, where)
             features = refine(up(features, noise[k], known))
-        with torch.autocast(features.device.type, enabled=False):  # 8 bits of mantissa are too few for amounts
-            return self.out(features.float())
+        return self.out(features).float()
 
 
 # ---- generator ----
