@@ -1225,7 +1225,7 @@ class Windows:
             if weights.sum() == 0:
                 continue
             i, r, c = places[rng.choice(len(places), p=weights / weights.sum())]
-            window = np.ascontiguousarray(self.dataset.crop(i, slice(r, r + shape[0] * s), slice(c, c + shape[1] * s)))
+            window = np.array(self.dataset.crop(i, slice(r, r + shape[0] * s), slice(c, c + shape[1] * s)))
             if self.dataset.truth is None:
                 lr = torch.nn.functional.avg_pool2d(torch.from_numpy(window)[None], s)[0].numpy()
             else:

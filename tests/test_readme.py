@@ -1,0 +1,100 @@
+"""The two READMEs say the same, and what they tell the reader to type works (long commands in a shortened form)."""
+
+import re
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT, nodes, rain, run, write_nc
+
+LANGUAGES = ("README.md", "README.zh-CN.md")
+SHORT = {  # what is typed behind a command's own options here; the last one counts
+    "2": "--content-steps 2 --batch 1 --channels 8 --blocks 1 --noise-channels 1 --valid-windows 1 --valid-share 0.4 --device cpu",
+    "3": "--members 1",
+    "4": "--members 1",
+}
+
+
+def text(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(name):
+    """The lines of every bash block, without comments."""
+    found = re.findall(r"^```bash\n(.*?)^```", text(name), re.M | re.S)
+    return [[shlex.split(line, comments=True) for line in block.splitlines() if line.strip()] for block in found]
+
+
+def test_both_languages_have_the_same_headings_commands_figures_and_files():
+    english, chinese = (text(name) for name in LANGUAGES)
+    depth = [re.findall(r"^#+ ", words, re.M) for words in (english, chinese)]
+    assert depth[0] == depth[1]
+    for pattern in (
+        r"^<!-- (.*) -->$",  # tables that are made
+        r"\]\((?!README)([^)]+)\)",  # links and pictures
+        r"(?<![\d.])\d+\.\d+(?![\d.])",  # figures with a point
+    ):
+        assert sorted(set(re.findall(pattern, english, re.M))) == sorted(set(re.findall(pattern, chinese, re.M))), pattern
+    assert blocks(LANGUAGES[0]) == blocks(LANGUAGES[1])
+
+
+def test_every_file_that_is_named_exists():
+    for name in (*LANGUAGES, "CONTRIBUTING.md", "jobs/README.md", "Data/README.md"):
+        folder = (ROOT / name).parent
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", text(name)):
+            assert (folder / link).exists(), (name, link)
+        for path in re.findall(r"`((?:tests|jobs)/[\w./-]+\.(?:py|sh|slurm|pbs|md))`", text(name)):
+            assert (ROOT / path).exists() or (folder / path).exists(), (name, path)
+
+
+@pytest.fixture(scope="module")
+def typed(tmp_path_factory):
+    """A project folder with files laid where the README's commands look for them."""
+    home = tmp_path_factory.mktemp("readme") / "project"
+    coarse = nodes(104, 112, 1.0), nodes(24, 32, 1.0)
+    for split, days in (("DataTrain", (1, 2, 3)), ("DataEval", (4, 5))):
+        for day in days:
+            write_nc(
+                home / f"Data/{split}/2023_08_{day:02d}.nc",
+                rain((9, 9), day),
+                coarse[1],
+                coarse[0],
+                attrs={"units": "mm"},
+            )
+    fine = nodes(106, 110, 0.4), nodes(26, 30, 0.4)
+    forecast = home / "Data/DataObj/2023_08_03_18_08_04_china.nc"
+    write_nc(forecast, rain((11, 11), 9) / 1000, fine[1], fine[0], attrs={"units": "m"})
+    pixels = np.round(np.arange(500) * 0.01 + 0.005, 6)
+    for where in ("radar", "../shared/data/mrms"):
+        for split, hours in (("train", (0, 1)), ("eval", (2,))):
+            for hour in hours:
+                values = np.kron(rain((50, 50), hour), np.ones((10, 10)))
+                write_nc(
+                    home / where / split / f"2019_06_10_{hour:02d}00.nc",
+                    values,
+                    pixels + 30,
+                    pixels - 90,
+                    attrs={"units": "mm"},
+                )
+    china = nodes(70, 140, 1.0), nodes(15, 55, 1.0)
+    for split, days in (("DataTrain", range(1, 4)), ("DataEval", (5,))):
+        for day in days:
+            path = home / f"../shared/data/china/{split}/2022_08_{day:02d}.nc"
+            write_nc(path, rain((41, 71), day), china[1], china[0], attrs={"units": "mm"})
+    shutil.copytree(ROOT / "Data" / "README", home / "Data" / "README")
+    return home
+
+
+@pytest.mark.parametrize("number", range(len(blocks(LANGUAGES[0]))))
+def test_what_the_readme_tells_to_type_works(typed, monkeypatch, number):
+    monkeypatch.chdir(typed)
+    for words in blocks(LANGUAGES[0])[number]:
+        while "=" in words[0]:  # variables for the command
+            words = words[1:]
+        script = next(word for word in words[1:] if "/" in word or word.endswith((".py", ".sh")))
+        stage = re.fullmatch(r"(\d)\w+\.py", script)
+        if words[0] == "python" and stage:
+            assert not run(stage[1], *words[2:], *SHORT.get(stage[1], "").split())
+        else:  # queues, quickstart and tests are run elsewhere: by tests/slurm and by CI
+            assert (ROOT / script).is_file(), words
