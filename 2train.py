@@ -29,7 +29,7 @@ import utils
 from utils import AverageMeter, DataError, log
 
 # steps of rising learning rate; a run with --max-minutes is planned after them, or after a fifth of its time
-WARM_UP = 60
+WARM_UP = 200
 PENALTY_EVERY = 4  # steps between gradient penalties, each weighted so much more (Karras et al. 2020)
 
 
@@ -43,7 +43,7 @@ class TrainConfig:
     """How a generator is trained; stands in the checkpoint as a dict."""
 
     recipe: str = option("crps", "crps (default), srgan (SRResNet against a BCE discriminator) or srgan-notes")
-    content_steps: int = option(9000, "steps of the content phase")
+    content_steps: int = option(4000, "steps of the content phase")
     adversarial_steps: int = option(0, "steps of the adversarial phase")
     batch: int = option(8, "samples a step, over all processes")
     members: int = option(2, "members made of each sample")
@@ -52,7 +52,7 @@ class TrainConfig:
     content: str = option("crps", "content loss: crps, mse, l1 or vgg, joined by + for a sum")
     adversarial_content: str = option("", "content loss of the adversarial phase (default: the same)")
     pools: tuple = option((1, 4, 16), "sides of the block means the CRPS is taken on, HR pixels")
-    learning_rate: float = option(2e-3, "step size of the generator")
+    learning_rate: float = option(1.5e-3, "step size of the generator")
     schedule: str = option("cosine", "cosine (to 0 within each phase) or half (times 0.1 at half time)")
     optimizer: str = option("adamw", "adamw or adam")
     restraint: float = option(

@@ -89,8 +89,8 @@ class GeneratorConfig:
     stage_blocks: tuple = ()
     noise_channels: int = 4
     norm: str = "none"
-    activation: str = "prelu"
-    stage_activation: str = "relu"
+    activation: str = "leakyrelu"
+    stage_activation: str = "leakyrelu"
     transform: str = "log"
     transform_parameters: dict = field(default_factory=lambda: {"c": 10.0})
     output: str = "exp"

@@ -236,7 +236,7 @@ def test_tensors_saved_on_a_gpu_load_on_the_cpu(tmp_path):
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     torch.save({"format": 7}, tmp_path / "x.pth")
-    with pytest.raises(DataError, match="format 7, expected 1"):
+    with pytest.raises(DataError, match=f"format 7, expected {utils.CHECKPOINT_FORMAT}"):
         load_checkpoint(tmp_path / "x.pth")
     torch.save([1, 2], tmp_path / "x.pth")
     with pytest.raises(DataError, match="format list"):
