@@ -234,7 +234,7 @@ def test_a_name_that_is_no_date_is_refused(tmp_path, name):
         read_field(day(tmp_path, name=name))
 
 
-@pytest.mark.parametrize("calendar", ["standard", "proleptic_gregorian", "noleap", "360_day", "all_leap", "julian"])
+@pytest.mark.parametrize("calendar", ["standard", "proleptic_gregorian", "noleap", "360_day", "all_leap"])
 def test_time_coordinate_keeps_its_date_in_any_calendar(tmp_path, calendar):
     clock = ("f8", (), 30, {"units": "days since 2023-08-01", "calendar": calendar})
     path = write_plain(
