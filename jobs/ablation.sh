@@ -9,12 +9,9 @@
 #   VENV, PYTHON   the environment, see jobs/environment.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then
-    sed -n '2,/^set/{/^#/!d;s/^# \{0,1\}//;p}' jobs/ablation.sh
-    exit
-fi
 # shellcheck source=jobs/environment.sh
 source jobs/environment.sh
+[[ ! "${1:-}" =~ ^(-h|--help)$ ]] || { help_of jobs/ablation.sh; exit; }
 use_environment requirements.txt
 radar=${RADAR:-../shared/data/mrms} out=${OUT:-scratch/ablation}
 declare -A change=(
@@ -30,9 +27,11 @@ declare -A change=(
     [amounts-as-they-are]="--amounts 1"
 )
 [ $# -gt 0 ] || set -- recipe no-noise no-conservation pixels-only adversarial narrow shallow any-window no-restraint amounts-as-they-are
-python 1create_data_lists.py --train-folders "$radar/train" --eval-folders "$radar/eval" --output-folder "$out/lists"
 for name in "$@"; do
     [ -n "${change[$name]+known}" ] || { echo "error: $name: expected one of ${!change[*]}" >&2; exit 2; }
+done
+python 1create_data_lists.py --train-folders "$radar/train" --eval-folders "$radar/eval" --output-folder "$out/lists"
+for name in "$@"; do
     # shellcheck disable=SC2086  # several options
     python 2train.py --data-folder "$out/lists" --target coarsen --region all --lr-step 1 --hr-step 0.01 --valid-share 0 \
         --max-minutes "${MINUTES:-10}" --checkpoint "$out/$name.pth" --runs "$out/runs" ${change[$name]}

@@ -7,7 +7,11 @@
 #   CONDA_ENV   in jobs: a conda environment to use instead of VENV
 #
 # `use_environment FILE ...` installs the requirement files once; a changed file installs again. `enter_environment` takes
-# one that is there, since the nodes of a cluster often have no network.
+# one that is there, since the nodes of a cluster often have no network. `help_of SCRIPT` prints the comment at its head.
+
+help_of() {
+    sed -n '2,/^set/{/^#/!d;s/^# \{0,1\}//;p}' "$1"
+}
 
 find_python() {
     local name
@@ -39,8 +43,12 @@ use_environment() {
             cp "$file" "$stamp"
         fi
     done
-    export PATH="$PWD/$venv/bin:$PATH"
-    case "$venv" in /*) export PATH="$venv/bin:$PATH" ;; esac
+    put_first "$venv"
+}
+
+put_first() { # a venv, before everything else on the PATH
+    PATH=$(cd "$1/bin" && pwd):$PATH
+    export PATH
 }
 
 enter_environment() {
@@ -63,8 +71,7 @@ enter_environment() {
             return 1
         }
     elif [ -x "$venv/bin/python" ]; then
-        PATH=$(cd "$venv/bin" && pwd):$PATH
-        export PATH
+        put_first "$venv"
     else
         echo "error: no Python environment in $venv; make it where there is a network: bash jobs/environment.sh (or name one: VENV=/path/to/venv, CONDA_ENV=name)" >&2
         return 1

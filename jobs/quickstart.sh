@@ -9,10 +9,12 @@
 # The sample holds 0.01 degree truth, so the models learn from it (target coarsen) and are scored on days they never saw.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=jobs/environment.sh
+source jobs/environment.sh
 case "${1:-}" in
 "") ;;
 -h | --help)
-    sed -n '2,/^set/{/^#/!d;s/^# \{0,1\}//;p}' jobs/quickstart.sh
+    help_of jobs/quickstart.sh
     exit
     ;;
 *)
@@ -20,8 +22,6 @@ case "${1:-}" in
     exit 2
     ;;
 esac
-# shellcheck source=jobs/environment.sh
-source jobs/environment.sh
 use_environment requirements.txt
 export MPLBACKEND=Agg
 sample=Data/Sample

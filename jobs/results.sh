@@ -9,12 +9,9 @@
 #   VENV, PYTHON   the environment, see jobs/environment.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then
-    sed -n '2,/^set/{/^#/!d;s/^# \{0,1\}//;p}' jobs/results.sh
-    exit
-fi
 # shellcheck source=jobs/environment.sh
 source jobs/environment.sh
+[[ ! "${1:-}" =~ ^(-h|--help)$ ]] || { help_of jobs/results.sh; exit; }
 use_environment requirements.txt
 python -c "import pysteps" >/dev/null 2>&1 || { echo "error: the RainFARM row needs pysteps: pip install pysteps" >&2; exit 1; }
 export MPLBACKEND=Agg
