@@ -515,9 +515,8 @@ class Training:
             loss, _ = models.ADVERSARIAL_LOSSES[self.train.adversarial](
                 self.discriminator(lr, hr), self.discriminator(lr, made)
             )
-        if self.train.adversarial != "relativistic" or self.step % PENALTY_EVERY:
-            return loss, 0.0
-        with torch.autocast(self.group.device.type, self.amp, enabled=self.amp is not None):
+            if self.train.adversarial != "relativistic" or self.step % PENALTY_EVERY:
+                return loss, 0.0
             slopes = (models.gradient_penalty(self.discriminator, lr, field) for field in (hr, made))
             return loss, PENALTY_EVERY * sum(slopes)
 

@@ -51,10 +51,8 @@ def score(args, config, paths):
 
 def main(argv=None):
     args = utils.downscale_args(__doc__, OUT, argv, extend)
-    checkpoint, state = (
-        utils.open_checkpoint(args.checkpoint)
-        if args.checkpoint
-        else utils.find_checkpoint(lambda s: file_rank(args.data_folder, SPLIT, s, args.region), SPLIT)
+    checkpoint, state = utils.find_checkpoint(
+        lambda s: file_rank(args.data_folder, SPLIT, s, args.region), SPLIT, given=args.checkpoint
     )
     with utils.reading(checkpoint):
         config = checkpoint_config(state, args.region, args.units)

@@ -34,10 +34,8 @@ def compare(args, fields, paths):
 
 def main(argv=None):
     args = utils.downscale_args(__doc__, OUT, argv)
-    checkpoint, state = (
-        utils.open_checkpoint(args.checkpoint)
-        if args.checkpoint
-        else utils.find_checkpoint(lambda s: file_rank(args.data_folder, SPLIT, s, args.region), SPLIT)
+    checkpoint, state = utils.find_checkpoint(
+        lambda s: file_rank(args.data_folder, SPLIT, s, args.region), SPLIT, given=args.checkpoint
     )
     with utils.reading(checkpoint):
         config = checkpoint_config(state, args.region, args.units)

@@ -937,7 +937,7 @@ class Archive:
 
     def _build(self, stem, units):
         """Decode file by file straight into the cache: memory holds one field, however long the list."""
-        part = stem.with_name(f".{stem.name}.{os.getpid()}.part")
+        part = utils.part_of(stem.with_suffix(".f32"))
         try:
             stem.parent.mkdir(parents=True, exist_ok=True)
             for old in stem.parent.glob(f"{stem.name.split('-')[0]}-*"):

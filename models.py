@@ -244,6 +244,8 @@ class SRResModel(nn.Module):
             ups.insert(0, up)
             margin = up.margin_in
         self.ups, self.refine = nn.ModuleList(ups), nn.ModuleList(refine)
+        # where noise enters: pixels per LR cell side, and surroundings in pixels, before each stage
+        self.entries = [(grid, up.margin_in) for grid, up in zip(self.grids, ups, strict=False)]
         self.halo = margin  # LR cells of trunk features needed around a part
         self.out = nn.Conv2d(widths[-1], 1, 3)
         _initialise(self)
@@ -292,8 +294,7 @@ class Generator(nn.Module):
 
     def draw_noise(self, n, h, w, generator=None, device=None):
         """Standard normal noise for n members of h x w LR cells, surroundings included: one tensor before each stage."""
-        c, stages = self.net.noise_channels, zip(self.net.grids, self.net.ups, strict=False)
-        shapes = [(n, c, g * h + 2 * up.margin_in, g * w + 2 * up.margin_in) for g, up in stages]
+        shapes = [(n, self.net.noise_channels, g * h + 2 * m, g * w + 2 * m) for g, m in self.net.entries]
         return [torch.randn(s, generator=generator, device=device) if s[1] else None for s in shapes]
 
     def forward(self, lr, noise=None, crop=None):
@@ -310,7 +311,7 @@ class Generator(nn.Module):
 
     def encode(self, lr):
         """Transformed LR and trunk features, both with `net.halo` cells of repeated edge: what `detail` takes."""
-        x = TRANSFORMS[self.config.transform].forward(lr.float(), self.config.transform_parameters) - self.centre
+        x = self._transformed(lr) - self.centre
         where = None
         if self.position is not None:
             self._check_region(lr)
@@ -330,14 +331,16 @@ class Generator(nn.Module):
         """Rain (N, 1, H, W), mm, from detail: the interpolated input added, non-negative, conserved."""
         r0, r1, c0, c1 = crop
         with torch.autocast(detail.device.type, enabled=False):
-            x = TRANSFORMS[self.config.transform].forward(lr.float(), self.config.transform_parameters)
-            around = F.pad(x, (1,) * 4, mode="replicate")[..., r0 : r1 + 2, c0 : c1 + 2]
+            around = F.pad(self._transformed(lr), (1,) * 4, mode="replicate")[..., r0 : r1 + 2, c0 : c1 + 2]
             raw = detail + self.gain * _enlarge(around, self.scale, 1, 0)
             if not self.config.conserve:
                 return OUTPUTS[self.config.output](raw)
             lr = lr[..., r0:r1, c0:c1].float()
             logs = raw if self.config.output == "exp" else (OUTPUTS[self.config.output](raw) + EMPTY).log()
             return conserve_mass(even_levels(logs, lr, self.scale) if self.ring else logs, lr, self.scale)
+
+    def _transformed(self, lr):
+        return TRANSFORMS[self.config.transform].forward(lr.float(), self.config.transform_parameters)
 
     def _check_region(self, lr):
         shape = tuple(n * self.scale for n in lr.shape[-2:])
@@ -715,11 +718,11 @@ def _keyed_noise(net, key, box):
         return [None] * len(net.ups)
     r0, r1, c0, c1 = box
     noise = []
-    for grid, up in zip(net.grids, net.ups, strict=False):
-        around = -(-up.margin_in // grid)  # cells
+    for grid, margin in net.entries:
+        around = -(-margin // grid)  # cells
         rows, columns = range(r0 - around, r1 + around), range(c0 - around, c1 + around)
         cells = [np.concatenate([_cell_noise(net.noise_channels, grid, key, r, c) for c in columns], 2) for r in rows]
-        noise.append(torch.from_numpy(_trim(np.concatenate(cells, 1), around * grid - up.margin_in).copy())[None])
+        noise.append(torch.from_numpy(_trim(np.concatenate(cells, 1), around * grid - margin).copy())[None])
     return noise
 
 

@@ -107,6 +107,7 @@ __all__ = [
     "netcdf_files",
     "open_checkpoint",
     "pair_cells",
+    "part_of",
     "parse_region",
     "plot_maps",
     "plot_qq",
@@ -188,7 +189,7 @@ def whole_file(path):
     Raises: DataError: no folder can be made there, no file be written, or the disk is full.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent)
@@ -204,6 +205,11 @@ def whole_file(path):
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def part_of(path):
+    """Where this process writes what is to become `path`: a name that tells whose it is once the process is killed."""
+    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")
 
 
 @contextlib.contextmanager
@@ -568,12 +574,15 @@ def digest(path):
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
-def find_checkpoint(rank, name, folder="Data/SavedModels"):
-    """(path, state) of the checkpoint of `folder` that fits a list best; says so where several do.
+def find_checkpoint(rank, name, folder="Data/SavedModels", *, given=None):
+    """(path, state) of the checkpoint that is given, else of the one in `folder` that fits a list best; says so where
+    several do.
 
     Args: rank: callable state -> how well it fits (0 best), raising DataError where it does not. name: the list.
     Raises: DataError: none fits, with the reason of each.
     """
+    if given:
+        return open_checkpoint(given)
     fitting, reasons = [], []
     kept = {Path(str(path).removesuffix(".previous")) for path in Path(folder).glob("pre_srgan*_x*.pth*")}
     for path in sorted(path for path in kept if path.suffix == ".pth"):
