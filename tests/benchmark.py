@@ -1,6 +1,6 @@
 """Speed and memory of every part, each ratio measured side by side in one run; prints a Markdown table.
 
-Reads   --china DIR and --radar DIR (folders with DataTrain, and train and eval); rows without their data are left out
+Reads   --china DIR (a folder with DataTrain); rows that need it say so where it is absent. The others use random rain
 Writes  nothing but a temporary folder
 
     python tests/benchmark.py                          # all rows, about ten minutes
@@ -50,11 +50,7 @@ def median_seconds(function, repeat=5):
 def train_list(folder, scratch, name):
     """A folder of lists with the NetCDF files of `folder` as its train list."""
     where = Path(scratch) / name
-    paths = sorted(map(str, Path(folder).glob("*.nc")))
-    records, faults = datasets.inspect_files(paths)
-    assert not faults, faults[0]
-    utils.write_json(where / "PreTrain.json", paths)
-    utils.write_json(where / "PreInfo.json", {"files": {"train": records}})
+    utils.create_data_lists([folder], output_folder=where, inspect=datasets.inspect_files)
     return where
 
 
@@ -176,11 +172,11 @@ def bench_step(args, scratch):
 
 
 def bench_country(args, scratch):
-    """Whole China, 70-140E x 15-55N, one day, 7100 x 4100 pixels, written to NetCDF; and half of it."""
+    """Whole China, 70-140E x 15-55N, one day, 7100 x 4100 pixels, into a file; and half of it."""
     generator = ROOT / "Data" / "SavedModels" / "radar_x100.pth"
     code = (
-        "import sys, time, resource, numpy as np, xarray as xr; sys.path.insert(0, sys.argv[1]);"
-        "import models, utils; from fractions import Fraction; from datasets import Grid, label;"
+        "import sys, time, resource, numpy as np; sys.path.insert(0, sys.argv[1]);"
+        "import models, utils;"
         "state = utils.load_checkpoint(sys.argv[2]); g = models.load_generator(state);"
         "rows, cols = 41, int(sys.argv[4]); lr = np.random.default_rng(0).gamma(0.3, 20, (rows, cols)).astype('f4');"
         "out = np.lib.format.open_memmap(sys.argv[3], 'w+', 'f4', (rows * 100, cols * 100)); t = time.perf_counter();"

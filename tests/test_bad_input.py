@@ -165,25 +165,26 @@ def unlimited_time(folder):
     return folder / DAY
 
 
-@odd
-def noleap_calendar(folder):
-    clock = ("f8", (), 0, {"units": "days since 2023-08-01", "calendar": "noleap"})
+def timed(folder, days, since, calendar):
+    """A file whose time is so many days since a date, in another calendar."""
+    clock = ("f8", (), days, {"units": f"days since {since}", "calendar": calendar})
     tp = ("f8", ("lat", "lon"), FIELD, {"units": "mm", "coordinates": "time"})
     return plain(folder, tp, more={"time": clock}, name="x.nc")
+
+
+@odd
+def noleap_calendar(folder):
+    return timed(folder, 0, "2023-08-01", "noleap")
 
 
 @odd
 def julian_calendar(folder):
-    clock = ("f8", (), 0, {"units": "days since 2023-07-19", "calendar": "julian"})
-    tp = ("f8", ("lat", "lon"), FIELD, {"units": "mm", "coordinates": "time"})
-    return plain(folder, tp, more={"time": clock}, name="x.nc")
+    return timed(folder, 0, "2023-07-19", "julian")
 
 
 @odd
 def calendar_of_360_days(folder):
-    clock = ("f8", (), 210, {"units": "days since 2023-01-01", "calendar": "360_day"})
-    tp = ("f8", ("lat", "lon"), FIELD, {"units": "mm", "coordinates": "time"})
-    return plain(folder, tp, more={"time": clock}, name="x.nc")
+    return timed(folder, 210, "2023-01-01", "360_day")
 
 
 @odd
