@@ -92,8 +92,9 @@ start() {
         if [ "$scheduler" = slurm ]; then
             MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
             export MASTER_ADDR
+            # a task that has saved ends with 138 before the others have: srun must wait, and ends with the highest code
             # shellcheck disable=SC2016  # each task expands its own
-            srun --kill-on-bad-exit=1 --cpus-per-task="$cores" bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"' task "$@" &
+            srun --kill-on-bad-exit=0 --wait="${GRACE:-60}" --cpus-per-task="$cores" bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"' task "$@" &
             children=($!)
         else
             export MASTER_ADDR=127.0.0.1

@@ -110,15 +110,19 @@ def submit_chain(slurm):
 
 
 def submit_limited(home, environment):
-    """(Slurm, job): a stand-in of stage 2 that waits at its first start until Slurm tells it that the time is over."""
+    """(Slurm, job): a stand-in of stage 2 whose two tasks wait at their first start until Slurm tells them that the time
+    is over; one ends seconds before the other."""
     shutil.copytree(ROOT / "jobs", home / "jobs", ignore=shutil.ignore_patterns("*.out"))
     (home / "2train.py").write_text(
         "import os, signal, sys, time\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(138))\n"
+        "rank = int(os.environ['RANK'])\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: (time.sleep(3 * rank), sys.exit(138)))\n"
+        "if 'fail' in sys.argv and rank == 1: sys.exit('a cause')\n"
         "time.sleep(0 if 'SLURM_RESTART_COUNT' in os.environ else 110)\n"
     )
     slurm = Slurm(home, environment)
-    return slurm, slurm.submit("--time=2", "jobs/train.slurm")  # the header asks for the signal 120 s before the limit
+    # the header asks for the signal 120 s before the limit
+    return slurm, slurm.submit("--time=2", "--ntasks-per-node=2", "jobs/train.slurm")
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +191,14 @@ def task_of(number, rank):
     raise AssertionError(f"job {number} has no process of rank {rank}")
 
 
+def test_a_task_that_fails_ends_one_that_hangs(slurm):
+    limited, _ = slurm.limited
+    number = limited.submit("--ntasks-per-node=2", "jobs/train.slurm", "fail")
+    assert limited.ended(number) == {"FAILED"}
+    said = limited.log(f"train-{number}")
+    assert "a cause" in said and "task 1: Exited with exit code 1" in said and "body: ended with 137" in said, said
+
+
 def test_sbatch_reads_the_directives_of_a_pbs_script(slurm):
     """Slurm understands the simple #PBS lines; the body does the rest. It checks the script, not PBS."""
     words = " ".join([*ONE, "--checkpoint", "Data/pbs.pth"])
@@ -228,4 +240,4 @@ def test_two_tasks_train_together(chain):
 def test_slurm_itself_tells_a_run_that_its_time_is_over(slurm):
     limited, number = slurm.limited
     assert limited.ended(number) == {"COMPLETED"}, limited.log("*")
-    assert limited.log("*").count("got USR1") == 1 and limited.jobs(number)[0]["Restarts"] == "1"
+    assert limited.log(f"train-{number}").count("got USR1") == 1 and limited.jobs(number)[0]["Restarts"] == "1"
