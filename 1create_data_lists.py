@@ -55,15 +55,16 @@ def parse_args(argv=None):
         parser.add_argument(
             f"--{name.replace('_', '-')}-folders", nargs="+", default=[], metavar="DIR", help=f"folders of {words}"
         )
-    parser.add_argument("--output-folder", default=None, help="where the lists go (default: Data/JsonPath)")
+    parser.add_argument("--output-folder", metavar="DIR", help="where the lists go (default: Data/JsonPath)")
     parser.add_argument(
         "--units",
         choices=("auto", *UNITS),
         default="auto",
-        help="what all values are in, overriding attributes (default: auto)",
+        metavar="UNIT",
+        help=f"what all values are in, overriding attributes: {', '.join(UNITS)} (default: auto)",
     )
     parser.add_argument(
-        "--min-size", type=int, default=2, help="leave out files with fewer rows or columns (default: %(default)s)"
+        "--min-size", type=int, metavar="N", default=2, help="leave out files with fewer rows or columns (default: %(default)s)"
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave bad files out, naming them, instead of stopping")
     parser.add_argument(

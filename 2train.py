@@ -3,7 +3,7 @@
 Reads   {data-folder}/PreTrain.json (stage 1); with --target interpolate also which steps the other lists hold
 Writes  --checkpoint (all that resuming and stages 3 and 4 need), runs/ (TensorBoard), --export (generator alone)
 
-    python 2train.py                                              # one model for each step found, target interpolate
+    python 2train.py --max-minutes 20                             # one model for each step found, target interpolate
     python 2train.py --target coarsen --region all --lr-step 1    # real truth: files at --hr-step
     torchrun --nproc-per-node 4 2train.py --resume                # go on, with four processes
 """
@@ -161,11 +161,14 @@ RECIPES = {
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    utils.add_data_arguments(parser, datasets.DataConfig())
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="%(prog)s [options]"
+    )
+    utils.add_data_arguments(parser, datasets.DataConfig(), "with interpolate one model for each step of the other lists")
     parser.add_argument(
         "--checkpoint",
-        help="default: Data/SavedModels/pre_srgan_x{scale}.pth, pre_srgan_{target}_x{scale}.pth for other targets",
+        metavar="FILE",
+        help="where the model is kept (default: Data/SavedModels/pre_srgan_x{scale}.pth, pre_srgan_{target}_x{scale}.pth for other targets)",
     )
     parser.add_argument(
         "--resume",
@@ -179,6 +182,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--max-minutes",
         type=float,
+        metavar="X",
         help="end after this time with a checkpoint; where no number of steps is given, the schedule is planned to fit",
     )
     parser.add_argument(
@@ -194,24 +198,46 @@ def parse_args(argv=None):
     parser.add_argument(
         "--accumulate",
         type=utils.positive,
+        metavar="N",
         default=1,
         help="parts a batch is made in, for little memory (default: %(default)s)",
     )
     parser.add_argument("--vgg-weights", metavar="FILE", help="vgg19-dcbb9e9d.pth, for content vgg")
-    parser.add_argument("--runs", default="runs", help="folder of TensorBoard events (default: %(default)s)")
-    utils.add_dataclass_arguments(parser, TrainConfig, "training", choices={"recipe": tuple(RECIPES)})
-    utils.add_dataclass_arguments(
-        parser,
-        models.GeneratorConfig,
-        "generator",
-        skip=("scale", "transform_parameters", "position_shape"),
-        words=GENERATOR_WORDS,
-    )
+    parser.add_argument("--runs", metavar="DIR", default="runs", help="folder of TensorBoard events (default: %(default)s)")
+    add_fields(parser, TrainConfig, "training", {f.name: f.metadata["help"] for f in fields(TrainConfig)})
+    fitted = ("scale", "transform_parameters", "position_shape")  # to the data
+    add_fields(parser, models.GeneratorConfig, "generator", GENERATOR_WORDS, skip=fitted)
     return parser.parse_args(argv)
+
+
+def add_fields(parser, cls, title, words, skip=()):
+    """Every field of a dataclass as an option of the same name; what is not typed does not appear in the result."""
+    group = parser.add_argument_group(f"{title} (default in brackets)")
+    for item in fields(cls):
+        if item.name in skip:
+            continue
+        default = item.default
+        if isinstance(default, bool):
+            kind = {"action": argparse.BooleanOptionalAction}
+        elif isinstance(default, tuple):
+            kind = {"nargs": "+", "type": int, "metavar": "N"}
+        else:
+            kind = {"type": type(default), "metavar": {int: "N", float: "X", str: "NAME"}[type(default)]}
+        if item.name == "recipe":
+            kind = {"choices": tuple(RECIPES)}
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        group.add_argument(
+            f"--{item.name.replace('_', '-')}",
+            dest=item.name,
+            default=argparse.SUPPRESS,
+            help=f"{words[item.name]} [{shown}]",
+            **kind,
+        )
 
 
 def plan_models(args):
     """[(DataConfig, checkpoint path)]: the one asked for or, with `interpolate` and no --lr-step, one a step found."""
+    utils.read_list(args.data_folder, "train")  # before all else: stage 1 may not have run
     base = {
         "target": args.target,
         "region": utils.parse_region(args.region),

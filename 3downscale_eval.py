@@ -51,6 +51,7 @@ def score(args, config, paths):
 
 def main(argv=None):
     args = utils.downscale_args(__doc__, OUT, argv, extend)
+    utils.read_list(args.data_folder, SPLIT)  # before all else: stage 1 may not have run
     checkpoint, state = utils.find_checkpoint(
         lambda s: file_rank(args.data_folder, SPLIT, s, args.region), SPLIT, given=args.checkpoint
     )

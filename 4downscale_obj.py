@@ -34,6 +34,7 @@ def compare(args, fields, paths):
 
 def main(argv=None):
     args = utils.downscale_args(__doc__, OUT, argv)
+    utils.read_list(args.data_folder, SPLIT)  # before all else: stage 1 may not have run
     checkpoint, state = utils.find_checkpoint(
         lambda s: file_rank(args.data_folder, SPLIT, s, args.region), SPLIT, given=args.checkpoint
     )

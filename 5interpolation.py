@@ -1,39 +1,66 @@
-"""Stage 5: write the (LR, HR) pairs of a list as NetCDF, the reference that downscaling is looked at beside.
+"""Stage 5: write the (LR, HR) pairs of a list as NetCDF, which the notebook shows the downscaled fields beside.
 
 Reads   {data-folder}/Pre{Train,Eval,Obj}.json (stage 1)
 Writes  {out}/NN_pre_lr.nc and NN_pre_hr.nc, NN = position in the list
 
-    python 5interpolation.py --split eval
+    python 5interpolation.py                  # the evaluation days and the forecasts, as they are without truth
+    python 5interpolation.py --split eval --target coarsen --region all --lr-step 1    # as stage 2 was told
 """
 
 import argparse
 from pathlib import Path
 
 from datasets import DataConfig, SRDataset, format_region
-from utils import add_data_arguments, choose_outputs, digest_of, log, parse_region, progress, run_stage, write_field
+from utils import (
+    LISTS,
+    DataError,
+    add_data_arguments,
+    choose_outputs,
+    digest_of,
+    log,
+    parse_region,
+    progress,
+    run_stage,
+    write_field,
+)
 
 FOLDERS = {"train": "ResultTrain", "eval": "ResultEval", "obj": "ResultObj"}
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--split", choices=FOLDERS, required=True, help="which list of stage 1")
-    add_data_arguments(parser, DataConfig())
     parser.add_argument(
-        "--out", help="folder of the pairs (default: Data/DataResults/ResultTrain, ResultEval or ResultObj)"
+        "--split", choices=FOLDERS, help="which list of stage 1 (default: eval and obj, those that there are)"
+    )
+    add_data_arguments(parser, DataConfig(), "1; 0.4 for obj")
+    parser.add_argument(
+        "--out", metavar="DIR", help="where the pairs go (default: Data/DataResults/ResultTrain, ResultEval or ResultObj)"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="make again what is already there from the same request"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.out and not args.split:
+        parser.error("--out is the folder of one list: say which with --split")
+    return args
 
 
-def main(argv=None):
-    args = parse_args(argv)
-    out = Path(args.out or f"Data/DataResults/{FOLDERS[args.split]}")
+def chosen_splits(args):
+    """The list asked for, else those of evaluation days and forecasts: the training days can be thousands."""
+    if args.split:
+        return [args.split]
+    there = [split for split in ("eval", "obj") if (Path(args.data_folder) / LISTS[split]).is_file()]
+    if not there:
+        raise DataError(f"{args.data_folder} holds no list of evaluation days or forecasts; run 1create_data_lists.py first")
+    return there
+
+
+def write_pairs(args, split):
+    """The pairs of one list, those that are not there whole from the same request."""
+    out = Path(args.out or f"Data/DataResults/{FOLDERS[split]}")
     dataset = SRDataset(
         args.data_folder,
-        args.split,
+        split,
         dataarray=True,
         target=args.target,
         region=parse_region(args.region),
@@ -43,7 +70,7 @@ def main(argv=None):
     )
     config, plan = dataset.config, dataset.plans[0]
     log(
-        f"{len(dataset)} pairs x{config.scale}, {plan.lr.rows} x {plan.lr.cols} and {plan.hr.rows} x {plan.hr.cols} cells over "
+        f"{split}: {len(dataset)} pairs x{config.scale}, {plan.lr.rows} x {plan.lr.cols} and {plan.hr.rows} x {plan.hr.cols} cells over "
         f"{plan.lr.extent} (--region {format_region(config.region)}: {plan.words})"
     )
     if config.target == "interpolate" and plan.kind != "hr":
@@ -58,6 +85,12 @@ def main(argv=None):
             if name in todo:
                 write_field(out / name, field, title=title, request=requests[name])
     log(f"{len(dataset)} x (NN_pre_lr.nc, NN_pre_hr.nc) in {out}, {len(todo)} files of them made now")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    for split in chosen_splits(args):
+        write_pairs(args, split)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import sys
 import textwrap
 import time
 import zipfile
-from dataclasses import fields
 from pathlib import Path
 
 import netCDF4
@@ -67,6 +66,8 @@ STYLES = {
 MATCHED = "quantile-matched bilinear"
 LISTS = {"train": "PreTrain.json", "eval": "PreEval.json", "obj": "PreObj.json"}
 INFO = "PreInfo.json"
+JSON_FOLDER = "Data/JsonPath"  # where the lists are unless told otherwise
+LOG_EVERY = 60  # seconds between the lines of long work in a batch log
 SUFFIXES = (".nc", ".nc4", ".cdf")  # of the files that stage 1 looks at, in small or capital letters
 
 __all__ = [
@@ -80,7 +81,6 @@ __all__ = [
     "QuantileMatcher",
     "ScoreTable",
     "add_data_arguments",
-    "add_dataclass_arguments",
     "adjust_learning_rate",
     "check_match",
     "choose_outputs",
@@ -175,8 +175,20 @@ def log(*words):
 
 
 def progress(items, words, total=None):
-    """A progress bar on a terminal; in a batch log nothing but the start and the end of long work."""
-    return tqdm(items, desc=words, total=total, dynamic_ncols=True, leave=False, disable=not sys.stderr.isatty())
+    """Items with a progress bar on a terminal; in a batch log with a line a minute, and none for short work."""
+    if items is None or sys.stderr.isatty():
+        return tqdm(items, desc=words, total=total, dynamic_ncols=True, leave=False, disable=not sys.stderr.isatty())
+    return _spoken(items, words)
+
+
+def _spoken(items, words):
+    """Items, and a line of the log where a minute has gone by since the last."""
+    began = said = time.monotonic()
+    for done, item in enumerate(items):
+        if time.monotonic() - said > LOG_EVERY:
+            said = time.monotonic()
+            log(f"{words}: {done} of {len(items)} after {(said - began) / 60:.1f} min")
+        yield item
 
 
 # ---------------------------------------------------------------- whole files
@@ -388,8 +400,9 @@ def read_list(data_folder, split):
     """
     path = Path(data_folder) / LISTS[split]
     if not path.is_file():
+        where = "" if Path(data_folder) == Path(JSON_FOLDER) else f" --output-folder {data_folder}"
         raise DataError(
-            f"{path}: no such list; run 1create_data_lists.py first (--{split}-folders, --output-folder {data_folder})"
+            f"{path}: no such list; run 1create_data_lists.py{where} first, with files in Data/Data{split.title()} or --{split}-folders"
         )
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -791,11 +804,12 @@ def _copy(source, target):
 # ---------------------------------------------------------------- what stages have in common
 
 
-def add_data_arguments(parser, config=None):
-    """--data-folder and, where `config` (a DataConfig) is given, --target, --region, --lr-step, --hr-step and --units."""
+def add_data_arguments(parser, config=None, lr_words=""):
+    """--data-folder and, where `config` (a DataConfig) is given, --target, --region, --lr-step (lr_words: its default),
+    --hr-step and --units."""
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     parser.add_argument(
-        "--data-folder", default="Data/JsonPath", help="where stage 1 wrote its lists (default: %(default)s)"
+        "--data-folder", default=JSON_FOLDER, metavar="DIR", help="where stage 1 wrote its lists (default: %(default)s)"
     )
     if config is not None:
         parser.add_argument(
@@ -812,12 +826,13 @@ def add_data_arguments(parser, config=None):
             metavar="BOUND",
             help="LONW LONE LATS LATN in degrees, cell centres or cell edges, or all (default: 106 110 26 30)",
         )
-        parser.add_argument("--lr-step", type=float, help="LR cell size, degrees")
+        parser.add_argument("--lr-step", type=float, metavar="X", help=f"LR cell size, degrees (default: {lr_words})")
         parser.add_argument(
-            "--hr-step", type=float, default=config.hr_step, help="HR cell size, degrees (default: %(default)s)"
+            "--hr-step", type=float, metavar="X", default=config.hr_step, help="HR cell size, degrees (default: %(default)s)"
         )
         parser.add_argument(
             "--units",
+            metavar="UNIT",
             default=config.units,
             help="units of files without an attribute: mm, m, cm, kg m-2, ... "
             "(default: %(default)s, what stage 1 found)",
@@ -841,13 +856,17 @@ def downscale_args(description, out, argv=None, extend=None):
     add_data_arguments(parser)
     parser.add_argument(
         "--checkpoint",
+        metavar="FILE",
         help="a checkpoint or export of 2train.py (default: the one in Data/SavedModels that fits the list)",
     )
-    parser.add_argument("--out", default=out, help="folder of the results (default: %(default)s)")
-    parser.add_argument("--members", type=positive, default=1, help="ensemble members a field (default: %(default)s)")
+    parser.add_argument("--out", metavar="DIR", default=out, help="folder of the results (default: %(default)s)")
+    parser.add_argument(
+        "--members", type=positive, metavar="N", default=1, help="ensemble members a field (default: %(default)s)"
+    )
     parser.add_argument(
         "--seed",
         type=int,
+        metavar="N",
         default=0,
         help="one seed gives one ensemble, whatever the tiles and machines (default: %(default)s)",
     )
@@ -858,11 +877,12 @@ def downscale_args(description, out, argv=None, extend=None):
         help="LONW LONE LATS LATN in degrees, or all (default: the checkpoint's)",
     )
     parser.add_argument(
-        "--units", default="auto", help="units of files without an attribute (default: what stage 1 found)"
+        "--units", metavar="UNIT", default="auto", help="units of files without an attribute (default: what stage 1 found)"
     )
     parser.add_argument(
         "--tile",
         type=positive,
+        metavar="N",
         help="side of a tile in LR cells; bounds the memory (default: about 1.5 million HR pixels)",
     )
     parser.add_argument(
@@ -884,27 +904,6 @@ def downscale_args(description, out, argv=None, extend=None):
     args = parser.parse_args(argv)
     args.region = parse_region(args.region) if args.region else None
     return args
-
-
-def add_dataclass_arguments(parser, cls, title, skip=(), choices=None, words=None):
-    """Every field of a dataclass as an option of the same name; what is not typed does not appear in the result."""
-    group = parser.add_argument_group(f"{title} (default in brackets)")
-    for item in fields(cls):
-        if item.name in skip:
-            continue
-        default = item.default
-        kind = {"nargs": "+", "type": int} if isinstance(default, tuple) else {"type": type(default)}
-        if isinstance(default, bool):
-            kind = {"action": argparse.BooleanOptionalAction}
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        group.add_argument(
-            f"--{item.name.replace('_', '-')}",
-            dest=item.name,
-            default=argparse.SUPPRESS,
-            choices=(choices or {}).get(item.name),
-            help=f"{item.metadata.get('help') or (words or {})[item.name]} [{shown}]",
-            **kind,
-        )
 
 
 def positive(text):
