@@ -12,12 +12,14 @@ floats appear only in the coordinates that are written.
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import re
 from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import cftime
@@ -39,6 +41,10 @@ MAX_DAILY = 2000.0  # mm; the record for one day is 1825 mm (Foc-Foc, La Reunion
 SINGLE = 4e-5  # degrees; what float32 loses near 360
 MAX_CELLS = 1_000_000_000  # the whole globe at 0.01 degree holds 648 million; a damaged header claims more
 AS_STORED = "as stored"  # units not decided yet
+# how files are opened; no index is ever looked into, and making them takes as long as reading (an option of newer xarray)
+OPEN = {"decode_times": False, "cache": False} | dict.fromkeys(
+    {"create_default_indexes"} & set(inspect.signature(xr.open_dataset).parameters), False
+)
 READER_VERSION = 1  # raise when the reader's result changes: old caches are then rebuilt
 
 AMOUNTS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "kg m-2": 1.0}  # to mm
@@ -190,14 +196,21 @@ class Grid:
 
         Raises: DataError: fewer than two nodes, irregular spacing, or cells that are not square.
         """
-        step_lat, step_lon = regular_step(-lat, "lat"), regular_step(lon, "lon")
-        if step_lat != step_lon:
-            raise DataError(
-                f"steps of lat ({float(step_lat):g}) and lon ({float(step_lon):g} degree) differ; "
-                "expected square cells: regrid the file, for example with cdo remapcon"
-            )
-        north, west = snap(lat[0], step_lat) + step_lat / 2, snap(lon[0], step_lat) - step_lat / 2
-        return cls(north, west, step_lat, len(lat), len(lon))
+        return _grid_of_nodes(*(np.asarray(nodes, "float64").tobytes() for nodes in (lat, lon)))
+
+
+@lru_cache(maxsize=64)
+def _grid_of_nodes(lat, lon):
+    """Grid.from_centres of the bytes of float64 nodes, remembered: an archive is thousands of files on one grid."""
+    lat, lon = (np.frombuffer(nodes, "float64") for nodes in (lat, lon))
+    step_lat, step_lon = regular_step(-lat, "lat"), regular_step(lon, "lon")
+    if step_lat != step_lon:
+        raise DataError(
+            f"steps of lat ({float(step_lat):g}) and lon ({float(step_lon):g} degree) differ; "
+            "expected square cells: regrid the file, for example with cdo remapcon"
+        )
+    north, west = snap(lat[0], step_lat) + step_lat / 2, snap(lon[0], step_lat) - step_lat / 2
+    return Grid(north, west, step_lat, len(lat), len(lon))
 
 
 def ratio(value):
@@ -347,7 +360,7 @@ def _open(path):
         kind = "a folder" if path.is_dir() else "no ordinary file"
         raise DataError(f"{path}: {kind}, expected a NetCDF file")
     try:
-        return xr.open_dataset(path, decode_times=False, cache=False)
+        return xr.open_dataset(path, **OPEN)
     except Exception as error:  # every backend raises its own kinds for a damaged file
         raise _damaged(path, error) from None
 
@@ -805,26 +818,26 @@ def _window(grid, other):
 
 
 @lru_cache(maxsize=64)
-def _weights(north, step, count, out_north, out_step, out_count):
-    """Linear interpolation along one axis, from cell centres to cell centres, the last value held beyond the edge.
+def _places(source, out):
+    """Where the cell centres of `out` lie between those of `source`, the last value held beyond the edge.
 
-    Returns: (first, last, matrix): rows first..last of the source and float32 weights (out_count, last - first).
+    Returns: (above, down, left, across): for rows the index of the centre before each, and float32 weights (H, 2) of it
+        and the next; for columns the index, and the weights as a matrix (W, w) from the first index on.
     """
-    at = np.array(
-        [
-            (north - out_north) / step + (k + Fraction(1, 2)) * out_step / step - Fraction(1, 2)
-            for k in range(out_count)
-        ],
-        "float64",
-    )
-    at = np.clip(at, 0, count - 1)
-    low = np.minimum(np.floor(at).astype(int), count - 2)
-    first, last = int(low.min()), int(low.max()) + 2
-    matrix = np.zeros((out_count, last - first), "float32")
-    rows = np.arange(out_count)
-    matrix[rows, low - first] = 1 - (at - low)
-    matrix[rows, low - first + 1] += at - low
-    return first, last, matrix
+
+    def axis(first, count, out_first, out_count):
+        half, step = Fraction(1, 2), out.step / source.step
+        at = [(out_first - first) / source.step + (k + half) * step - half for k in range(out_count)]
+        at = np.clip(np.array(at, "float64"), 0, count - 1)
+        before = np.minimum(np.floor(at).astype(int), count - 2)
+        return before, np.stack([1 - (at - before), at - before], 1).astype("float32")
+
+    above, down = axis(-source.north, source.rows, -out.north, out.rows)
+    left, shares = axis(source.west, source.cols, out.west, out.cols)
+    across = np.zeros((out.cols, left[-1] + 2 - left[0]), "float32")
+    for k in (0, 1):
+        across[np.arange(out.cols), left - left[0] + k] = shares[:, k]
+    return above, down, left, across
 
 
 def interpolate(field, source, out, rows=slice(None), cols=slice(None)):
@@ -833,33 +846,45 @@ def interpolate(field, source, out, rows=slice(None), cols=slice(None)):
     Args: field (h, w) on grid `source`. out: Grid inside it. rows, cols: the part of `out` to make.
     Returns: (H, W) float32 on that part.
     """
-    top, bottom, down = _weights(source.north, source.step, source.rows, out.north, out.step, out.rows)
-    left, right, across = _weights(-source.west, source.step, source.cols, -out.west, out.step, out.cols)
-    down, across = down[rows], across[cols]
-    part = np.asarray(field[top:bottom, left:right], "float32")
+    above, down, left, across = _places(source, out)
+    above, down, across = above[rows], down[rows], across[cols]
+    top, first = above[0], left[0]
+    part = np.asarray(field[top : above[-1] + 2, first : first + across.shape[1]], "float32")
     valid = np.isfinite(part)
     if valid.all():
-        return (down @ part) @ across.T
-    share = (down @ valid.astype("float32")) @ across.T
+        return _between(part, above - top, down, across)
+    share = _between(valid.astype("float32"), above - top, down, across)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = (down @ np.where(valid, part, 0)) @ across.T / share
-    own = valid[down.argmax(1)][:, across.argmax(1)]
+        mean = _between(np.where(valid, part, 0), above - top, down, across) / share
+    own = valid[above - top + (down[:, 1] > 0.5)][:, across.argmax(1)]
     return np.where(own, mean, np.nan).astype("float32")
+
+
+def _between(part, above, down, across):
+    """`part` at `down` between its rows above and above + 1, and at `across` between its columns.
+
+    Strip by strip of the rows between the same two: so small a product stays in the processor's cache and in this thread.
+    """
+    along = part @ across.T
+    made = np.empty((len(above), len(across)), "float32")
+    for k, (start, end) in enumerate(pairwise(np.searchsorted(above, range(above[-1] + 2)).tolist())):
+        np.matmul(down[start:end], along[k : k + 2], out=made[start:end])
+    return made
 
 
 def lr_of(field, plan):
     """LR (h, w), mm: the file's own nodes, or the block mean of HR where the file is finer or coarser than LR."""
     if plan.kind == "lr":
-        return np.array(field[plan.source.window(plan.lr)], "float32")
+        return np.array(field[_window(plan.source, plan.lr)], "float32")
     if plan.kind == "hr":
-        return block_mean(field[plan.source.window(plan.core)], plan.config.scale)
+        return block_mean(field[_window(plan.source, plan.core)], plan.config.scale)
     return block_mean(interpolate(field, plan.source, plan.core), plan.config.scale)
 
 
 def hr_of(field, plan):
     """HR (H, W), mm, on plan.hr: the file itself where it is HR, its interpolation with `interpolate`, else None."""
     if plan.kind == "hr":
-        return np.array(field[plan.source.window(plan.hr)], "float32")
+        return np.array(field[_window(plan.source, plan.hr)], "float32")
     return interpolate(field, plan.source, plan.hr) if plan.config.target == "interpolate" else None
 
 
