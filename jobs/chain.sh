@@ -21,7 +21,7 @@ submit_chain() {
         case "$stage" in
         1) next stage 1 1 ${args[@]+"${args[@]}"} ;;
         2) next train 1 ${args[@]+"${args[@]}"} ;;
-        5) next stage 1 5 --split eval ${args[@]+"${args[@]}"} ;;
+        5) next stage 1 5 ${args[@]+"${args[@]}"} ;;
         3 | 4)
             next downscale "$SHARDS" "$stage" ${args[@]+"${args[@]}"}
             kept=()

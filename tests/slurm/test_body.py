@@ -225,7 +225,7 @@ def test_the_pbs_pipeline_submits_each_stage_behind_the_one_before(project):
     assert [line.split(" restarts")[0] for line in calls(project)] == [
         "qsub -q gpu jobs/stage.pbs args=1",
         f"qsub -q gpu -l walltime=48:00:00 {behind} jobs/train.pbs args=--lr-step 1",
-        f"qsub -q gpu {behind} jobs/stage.pbs args=5 --split eval",
+        f"qsub -q gpu {behind} jobs/stage.pbs args=5",
         f"qsub -q gpu {behind} -J 0-1 jobs/downscale.pbs args=3 --members 8 --overwrite",
         f"qsub -q gpu {behind} jobs/stage.pbs args=3 --members 8",
         f"qsub -q gpu {behind} -J 0-1 jobs/downscale.pbs args=4",
