@@ -3,10 +3,16 @@
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import xarray as xr
 from conftest import ROOT, nodes, rain, run, write_nc
+
+from datasets import read_field
 
 LANGUAGES = ("README.md", "README.zh-CN.md")
 SHORT = {  # what is typed behind a command's own options here; the last one counts
@@ -82,19 +88,67 @@ def typed(tmp_path_factory):
         for day in days:
             path = home / f"../shared/data/china/{split}/2022_08_{day:02d}.nc"
             write_nc(path, rain((41, 71), day), china[1], china[0], attrs={"units": "mm"})
+    for split, day in (("train", 1), ("train", 2), ("eval", 3)):  # as GPM_3IMERGDF: tp(time, lon, lat), mm/day
+        tenth = np.round(103.05 + np.arange(80) / 10, 2), np.round(25.05 + np.arange(80) / 10, 2)
+        path = home / f"imerg/{split}/3B-DAY.MS.MRG.3IMERG.2023080{day}-S000000-E235959.V07B.nc4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        xr.Dataset(
+            {
+                name: (("time", "lon", "lat"), rain((80, 80), day)[None].astype("float32"), {"units": "mm/day"})
+                for name in ("precipitation", "MWprecipitation")
+            },
+            {"lon": tenth[0], "lat": tenth[1], "time": [np.datetime64(f"2023-08-0{day}", "ns")]},
+        ).to_netcdf(path)
     shutil.copytree(ROOT / "Data" / "README", home / "Data" / "README")
+    for name in ("Data/SavedModels/radar_x40.pth", "Eval_Correctness.ipynb"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, home / name)
     return home
 
 
 @pytest.mark.parametrize("number", range(len(blocks(LANGUAGES[0]))))
 def test_what_the_readme_tells_to_type_works(typed, monkeypatch, number):
     monkeypatch.chdir(typed)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for words in blocks(LANGUAGES[0])[number]:
         while "=" in words[0]:  # variables for the command
             words = words[1:]
-        script = next(word for word in words[1:] if "/" in word or word.endswith((".py", ".sh")))
-        stage = re.fullmatch(r"(\d)\w+\.py", script)
-        if words[0] == "python" and stage:
+        if words[0] in ("mkdir", "source"):  # the environment is made by the commands below
+            assert words[0] == "source" or not subprocess.run(words).returncode
+        elif words[:2] == ["python", "-m"] and words[2] == "nbconvert":
+            done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+            assert not done.returncode, done.stderr[-2000:]
+        elif words[0] == "python" and (stage := re.fullmatch(r"(\d)\w+\.py", words[1])):
             assert not run(stage[1], *words[2:], *SHORT.get(stage[1], "").split())
         else:  # queues, quickstart and tests are run elsewhere: by tests/slurm and by CI
+            script = next(word for word in words[1:] if "/" in word or word.endswith((".py", ".sh")))
             assert (ROOT / script).is_file(), words
+
+
+def test_the_era5_request_of_the_readme_makes_days_that_are_read(tmp_path, monkeypatch):
+    """The snippet, run with a client that hands out a file as the Climate Data Store writes it."""
+    asked = []
+
+    def retrieve(name, request, target):
+        asked.append((name, request))
+        times = np.datetime64("2023-08-01", "ns") + np.arange(3) * np.timedelta64(1, "D")
+        north, west, south, east = request["area"]
+        lat, lon = nodes(south, north, 0.1)[::-1], nodes(west, east, 0.1)
+        amounts = np.arange(1, 4)[:, None, None] / 1000 * np.ones((1, len(lat), len(lon)))
+        xr.Dataset(
+            {"tp": (("valid_time", "latitude", "longitude"), amounts, {"units": "m", "GRIB_stepType": "accum"})},
+            {"valid_time": times, "latitude": lat, "longitude": lon, "number": 0, "expver": ("valid_time", ["0001"] * 3)},
+        ).to_netcdf(target)
+
+    monkeypatch.setitem(sys.modules, "cdsapi", SimpleNamespace(Client=lambda: SimpleNamespace(retrieve=retrieve)))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Data/DataEval").mkdir(parents=True)
+    snippets = [re.findall(r"^```python\n(.*?)^```", text(name), re.M | re.S) for name in LANGUAGES]
+    assert snippets[0] == snippets[1] and len(snippets[0]) == 1
+    exec(snippets[0][0], {})
+    (name, request), days = asked[0], sorted((tmp_path / "Data/DataEval").iterdir())
+    assert name == "reanalysis-era5-land" and len(request["day"]) == 31
+    assert [day.name for day in days] == ["2023_07_31.nc", "2023_08_01.nc", "2023_08_02.nc"]  # of the 24 hours before 00 UTC
+    field = read_field(days[1])
+    assert field.shape == (61, 61) and str(field.time.values)[:10] == "2023-08-01"
+    np.testing.assert_allclose(field, 2.0, rtol=1e-6)
