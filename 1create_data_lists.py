@@ -20,7 +20,7 @@ import xarray as xr
 from scipy.ndimage import zoom
 
 from datasets import UNITS, block_mean, inspect_files
-from utils import VERSION, DataError, create_data_lists, log, netcdf_files, run_stage, whole_file, writing
+from utils import VERSION, DataError, create_data_lists, log, netcdf_files, run_stage, when, whole_file, writing
 
 DEFAULTS = {"train": "Data/DataTrain", "eval": "Data/DataEval", "obj": "Data/DataObj"}
 FOLDERS = ("train", "eval", "obj", "train_hr", "eval_hr")
@@ -108,12 +108,12 @@ def report(name, records):
     units = Counter(f"{r['units']} (from {r['units_from']})" for r in records)
     archives = sorted({r["archive"] for r in records if r["archive"]})
     log(
-        f"{name}: {len(records)} files, {records[0]['time']} to {records[-1]['time']}; {', '.join(steps)}; units {', '.join(units)}"
+        f"{name}: {len(records)} files, {when(records[0]['time'])} to {when(records[-1]['time'])}; {', '.join(steps)}; units {', '.join(units)}"
         + (f"; {', '.join(archives).upper()}: not observations" if archives else "")
     )
     twice = [day for day, count in days.items() if count > 1]
     if twice:
-        log(f"  {len(twice)} times occur more than once: {', '.join(twice[:5])}{' ...' if len(twice) > 5 else ''}")
+        log(f"  {len(twice)} times occur more than once: {', '.join(map(when, twice[:5]))}{' ...' if len(twice) > 5 else ''}")
     gaps = missing_days([record["time"] for record in records])
     if gaps:
         log(
@@ -194,27 +194,29 @@ def make_sample(folder, seed=0, train_days=24, eval_days=8, forecasts=3, hr_trai
     _clear_sample(folders, marker)
     train = [dt.date(1950, 8, 1) + dt.timedelta(i) for i in range(train_days)]
     evaluate = [dt.date(2023, 8, 8) + dt.timedelta(i) for i in range(eval_days)]
-    for name, days, with_truth in (
-        ("Train", train, train[:hr_train_days]),
-        ("Eval", evaluate, evaluate[eval_days - hr_eval_days :]),
-    ):
-        rng = np.random.default_rng([seed, days[0].year])
-        for day, coarse in zip(days, _weather(rng), strict=False):  # the weather never ends
-            rain = _rain(coarse)
-            if day in with_truth:
-                truth = _truth(coarse, rng)
-                rain[BOX] = block_mean(truth.astype(np.float64), 10)
-                _write(folders[f"Hr{name}"] / f"{day:%Y_%m_%d}.nc", _truth_file(truth, day))
-            _write(folders[f"Data{name}"] / f"{day:%Y_%m_%d}.nc", _day_file(rain, day))
-            lead = (day - dt.date(2023, 8, 12)).days
-            if 0 <= lead < forecasts:
-                issued = dt.datetime(2023, 8, 11 + lead, (18, 6, 12)[lead % 3])
-                _write(folders["DataObj"] / f"{issued:%Y_%m_%d_%H}_{day:%m_%d}_china.nc", _forecast_file(rain, rng))
+    _write_days("Train", train, train[:hr_train_days], folders, seed, forecasts)
+    _write_days("Eval", evaluate, evaluate[eval_days - hr_eval_days :], folders, seed, forecasts)
     marker.write_text(json.dumps(settings))
     log(
         f"sample archive: wrote {train_days} + {eval_days} days, {forecasts} forecasts, {hr_train_days} + {hr_eval_days} truths to {folder} (seed {seed})"
     )
     return folders
+
+
+def _write_days(name, days, with_truth, folders, seed, forecasts):
+    """Days of one weather: each at 1 degree, some with truth, those from 12 August 2023 on also as a forecast."""
+    rng = np.random.default_rng([seed, days[0].year])
+    for day, coarse in zip(days, _weather(rng), strict=False):  # the weather never ends
+        rain = _rain(coarse)
+        if day in with_truth:
+            truth = _truth(coarse, rng)
+            rain[BOX] = block_mean(truth.astype(np.float64), 10)
+            _write(folders[f"Hr{name}"] / f"{day:%Y_%m_%d}.nc", _truth_file(truth, day))
+        _write(folders[f"Data{name}"] / f"{day:%Y_%m_%d}.nc", _day_file(rain, day))
+        lead = (day - dt.date(2023, 8, 12)).days
+        if 0 <= lead < forecasts:
+            issued = dt.datetime(2023, 8, 11 + lead, (18, 6, 12)[lead % 3])
+            _write(folders["DataObj"] / f"{issued:%Y_%m_%d_%H}_{day:%m_%d}_china.nc", _forecast_file(rain, rng))
 
 
 def _clear_sample(folders, marker):

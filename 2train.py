@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import signal
+import textwrap
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -164,7 +165,8 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="%(prog)s [options]"
     )
-    utils.add_data_arguments(parser, datasets.DataConfig(), "with interpolate one model for each step of the other lists")
+    utils.add_data_arguments(parser)
+    datasets.add_data_options(parser, "with interpolate one model for each step of the other lists")
     parser.add_argument(
         "--checkpoint",
         metavar="FILE",
@@ -238,12 +240,6 @@ def add_fields(parser, cls, title, words, skip=()):
 def plan_models(args):
     """[(DataConfig, checkpoint path)]: the one asked for or, with `interpolate` and no --lr-step, one a step found."""
     utils.read_list(args.data_folder, "train")  # before all else: stage 1 may not have run
-    base = {
-        "target": args.target,
-        "region": utils.parse_region(args.region),
-        "hr_step": args.hr_step,
-        "units": args.units,
-    }
     steps = [args.lr_step]
     if args.lr_step is None:
         if args.target != "interpolate":
@@ -260,7 +256,7 @@ def plan_models(args):
                 f"{args.data_folder}: no evaluation or forecast list says which step to train for; give --lr-step, or run "
                 "1create_data_lists.py with such folders"
             )
-    configs = [datasets.DataConfig(lr_step=step, **base) for step in steps]
+    configs = [datasets.DataConfig(**{**datasets.data_options(args), "lr_step": step}) for step in steps]
     if args.checkpoint and len(configs) > 1:
         raise DataError(
             f"--checkpoint names one file, but models for {', '.join(f'{s:g}' for s in steps)} degree are to be trained; add --lr-step"
@@ -757,9 +753,9 @@ def announce(training, path):
             "WARNING: HR is an interpolation of the input, so the network learns to interpolate; detail below the LR cell is NOT verified by "
             "such data. With files at the HR step use --target coarsen, with matching pairs --target paired."
         )
-    log(
-        "settings " + " ".join(f"{k}={v}" for part in (training.train, training.shape) for k, v in asdict(part).items())
-    )
+    for title, part in (("training", training.train), ("generator", training.shape)):
+        words = " ".join(f"{k}={v}" for k, v in asdict(part).items())
+        log(textwrap.fill(f"{title} settings: {words}", 140, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
 
 
 def close_epoch(training, path, meters, board, clock):

@@ -32,12 +32,11 @@ def score(args, config, paths):
     """Print the score table and write scores.csv; truth is read here, after every field was made."""
     try:
         pairs = SRDataset(args.data_folder, SPLIT, dataarray=True, **asdict(config))
-        gaps = bool(pairs[0][1].isnull().any())
+        pairs[0]  # refuses where there is no truth
     except DataError as error:
         log(f"no scores: {error}")
         return
-    side = args.score_window if args.score_window is not None else gaps * (4 if config.scale >= 100 else 8)
-    table = utils.score_outputs(paths, pairs, config.scale, side=side)
+    table = utils.score_outputs(paths, pairs, config.scale, side=args.score_window)
     rows = table.rows()
     if not rows:
         log("no scores: every window of the truth has missing pixels; smaller ones may not (--score-window)")
@@ -46,7 +45,26 @@ def score(args, config, paths):
     truth = "interpolate" if config.target == "interpolate" and pairs.plans[0].kind != "hr" else config.target
     log(utils.format_table(rows, target=truth))
     if args.plots:
-        utils.draw_results(args.out, paths, pairs, table)
+        draw(args.out, paths, pairs, table)
+
+
+def draw(out, paths, pairs, table):
+    """Maps of every day, a close-up of the wettest, and the curves of a ScoreTable as PNG in {out}/plots."""
+    folder, days = Path(out) / "plots", range(len(paths))
+    levels = utils.levels_for(*(pairs[index][1] for index in days))
+    wettest = max(days, key=lambda index: float(pairs[index][0].mean()))
+    for index, path in enumerate(utils.progress(paths, "drawing")):
+        (lr, hr), sr = pairs[index], utils.read_output(path)
+        utils.save_figure(utils.plot_maps(lr, sr, hr, levels=levels), folder / f"{index:02d}_maps.png")
+        if index == wettest:
+            one = sr.isel(member=0) if "member" in sr.dims else sr
+            words = f"x{sr.attrs['scale']}, member 1 of {sr.sizes.get('member', 1)}"
+            utils.save_figure(utils.plot_maps(*utils.close_up(lr, one, hr), levels=levels, caption=words), folder / "wettest.png")
+    utils.save_figure(
+        utils.plot_scores(table.curves(), caption=f"{len(paths)} files", archive=pairs[0][1].attrs.get("archive")),
+        folder / "scores.png",
+    )
+    log(f"drew {len(paths)} maps, wettest.png and scores.png in {folder}")
 
 
 def main(argv=None):

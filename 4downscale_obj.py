@@ -8,6 +8,8 @@ Writes  {out}/NN_pre_sr.nc, NN = position in the list, tp([member,] lat, lon) in
 
 from pathlib import Path
 
+import numpy as np
+
 import utils
 from datasets import checkpoint_config, file_rank, open_list, read_lr
 from models import predictor
@@ -28,8 +30,31 @@ def compare(args, fields, paths):
     rows = utils.compare_forecasts(paths, inputs, analyses)
     utils.write_scores(Path(args.out) / "scores.csv", rows)
     log(utils.format_table(rows))
+    log("(mm, at block means; consistency: what went in comes out; skill: the forecast itself against the analysed day of its date)")
     if args.plots:
-        utils.draw_forecasts(args.out, paths, inputs, analyses)
+        draw(args.out, paths, inputs, analyses)
+
+
+def draw(out, paths, inputs, analyses):
+    """Maps of every forecast, and Q-Q plots against its own input and against the analysed days, as PNG in {out}/plots."""
+    folder, levels, cells = Path(out) / "plots", utils.levels_for(*inputs), {}
+    for index, (path, lr) in enumerate(zip(utils.progress(paths, "drawing"), inputs, strict=True)):
+        sr = utils.read_output(path)
+        utils.save_figure(utils.plot_maps(lr, sr, levels=levels), folder / f"{index:02d}_maps.png")
+        for name, reference in (("own input", lr), ("analysed day", analyses.get(str(sr.time.values)[:10]))):
+            if reference is not None:
+                cells.setdefault(name, []).append(utils.pair_cells(sr, reference))
+    for name, pairs in cells.items():
+        made, known = (np.concatenate(values, -1) for values in zip(*pairs, strict=True))
+        figure = utils.plot_qq(
+            known,
+            made,
+            caption=f"{len(pairs)} forecasts at the cells of the {name}",
+            archive=inputs[0].attrs.get("archive"),
+            names=(name, "downscaled"),
+        )
+        utils.save_figure(figure, folder / f"qq_{name.replace(' ', '_')}.png")
+    log(f"drew {len(paths)} maps and {len(cells)} Q-Q plots in {folder}")
 
 
 def main(argv=None):

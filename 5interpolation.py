@@ -10,19 +10,8 @@ Writes  {out}/NN_pre_lr.nc and NN_pre_hr.nc, NN = position in the list
 import argparse
 from pathlib import Path
 
-from datasets import DataConfig, SRDataset, format_region
-from utils import (
-    LISTS,
-    DataError,
-    add_data_arguments,
-    choose_outputs,
-    digest_of,
-    log,
-    parse_region,
-    progress,
-    run_stage,
-    write_field,
-)
+from datasets import SRDataset, add_data_options, data_options, format_region
+from utils import LISTS, DataError, add_data_arguments, choose_outputs, digest_of, log, progress, run_stage, write_field
 
 FOLDERS = {"train": "ResultTrain", "eval": "ResultEval", "obj": "ResultObj"}
 
@@ -32,7 +21,8 @@ def parse_args(argv=None):
     parser.add_argument(
         "--split", choices=FOLDERS, help="which list of stage 1 (default: eval and obj, those that there are)"
     )
-    add_data_arguments(parser, DataConfig(), "1; 0.4 for obj")
+    add_data_arguments(parser)
+    add_data_options(parser, "1; 0.4 for obj")
     parser.add_argument(
         "--out", metavar="DIR", help="where the pairs go (default: Data/DataResults/ResultTrain, ResultEval or ResultObj)"
     )
@@ -58,16 +48,7 @@ def chosen_splits(args):
 def write_pairs(args, split):
     """The pairs of one list, those that are not there whole from the same request."""
     out = Path(args.out or f"Data/DataResults/{FOLDERS[split]}")
-    dataset = SRDataset(
-        args.data_folder,
-        split,
-        dataarray=True,
-        target=args.target,
-        region=parse_region(args.region),
-        lr_step=args.lr_step,
-        hr_step=args.hr_step,
-        units=args.units,
-    )
+    dataset = SRDataset(args.data_folder, split, dataarray=True, **data_options(args))
     config, plan = dataset.config, dataset.plans[0]
     log(
         f"{split}: {len(dataset)} pairs x{config.scale}, {plan.lr.rows} x {plan.lr.cols} and {plan.hr.rows} x {plan.hr.cols} cells over "

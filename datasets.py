@@ -57,7 +57,9 @@ __all__ = [
     "PreTransforms",
     "SRDataset",
     "Windows",
+    "add_data_options",
     "block_mean",
+    "data_options",
     "inspect_files",
     "make_pair",
     "plan_pairs",
@@ -111,6 +113,41 @@ class DataConfig:
             raise DataError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
         settings = {key: value for key, value in settings.items() if value is not None}
         return cls(**{"lr_step": LR_STEPS[split], **settings})
+
+
+def add_data_options(parser, lr_words):
+    """The fields of DataConfig as options: --target, --region, --lr-step (lr_words: its default), --hr-step, --units."""
+    config = DataConfig()
+    parser.add_argument(
+        "--target",
+        choices=TARGETS,
+        default=config.target,
+        help="where HR comes from: interpolate the LR file (no truth!), coarsen an HR file, or paired LR and HR files "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--region",
+        nargs="+",
+        default=config.region,
+        metavar="BOUND",
+        help=f"LONW LONE LATS LATN in degrees, cell centres or cell edges, or all (default: {format_region(config.region)})",
+    )
+    parser.add_argument("--lr-step", type=float, metavar="X", help=f"LR cell size, degrees (default: {lr_words})")
+    parser.add_argument(
+        "--hr-step", type=float, metavar="X", default=config.hr_step, help="HR cell size, degrees (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--units",
+        metavar="UNIT",
+        default=config.units,
+        help="units of files without an attribute: mm, m, cm, kg m-2, ... (default: %(default)s, what stage 1 found)",
+    )
+
+
+def data_options(args):
+    """What add_data_options took, as fields of DataConfig; lr_step is None where it was not typed."""
+    typed = {name: getattr(args, name) for name in ("target", "lr_step", "hr_step", "units")}
+    return {**typed, "region": utils.parse_region(args.region)}
 
 
 # ---------------------------------------------------------------- grids
@@ -639,7 +676,8 @@ def _to_mm(values, units, dataset, path):
         row, col = np.argwhere(bad)[0]
         raise DataError(
             f"row {row} from the north, column {col} from the west holds {values[row, col]:g} {units} ({bad.sum()} such cell(s)); "
-            f"expected 0 to {MAX_DAILY:g} mm, NaN for missing; wrong units? override with --units"
+            f"expected 0 to {MAX_DAILY:g} mm, NaN for missing; "
+            + ("a code for no data? cdo setrtomiss,-1e30,-0.1 IN OUT makes it missing" if values[row, col] < 0 else "wrong units? override with --units")
         )
     if not np.isfinite(mm).any():
         raise DataError("every value is missing; expected a field of rain")
@@ -1262,7 +1300,7 @@ class Windows:
                 return lr * factor, hr, source, self._chance(0.5) / self._chance(hr.mean()) if self.wet else 1.0
         raise DataError(
             f"no window of {shape[0]} x {shape[1]} LR cells without missing pixels in the {self.dataset.split} list; "
-            "expected larger gap-free areas, or smaller windows (--window)"
+            "expected larger gap-free areas, or smaller windows, for example --window 2 3"
         )
 
     def _chance(self, amount):

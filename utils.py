@@ -94,8 +94,6 @@ __all__ = [
     "digest_of",
     "downscale_args",
     "downscale_list",
-    "draw_forecasts",
-    "draw_results",
     "fair_crps",
     "field_times",
     "find_checkpoint",
@@ -131,6 +129,7 @@ __all__ = [
     "set_aside",
     "upsample",
     "wet_windows",
+    "when",
     "whole_file",
     "write_field",
     "write_json",
@@ -172,6 +171,11 @@ def log(*words):
         print(*words, flush=True)
     except BrokenPipeError:  # `| tee`, which the same Ctrl-C ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def when(time):
+    """A time in words, to the minute; a day without its midnight."""
+    return str(time)[:16].removesuffix("T00:00")
 
 
 def progress(items, words, total=None):
@@ -302,35 +306,38 @@ def create_data_lists(
     except DataError as error:
         log(f"{error} (what it said of other lists is lost)")
         info = {"files": {}, "folders": {}, "left_out": []}
+    look = functools.partial(
+        _inspect_folders, inspect=inspect, min_size=min_size, skip_bad=skip_bad, left_out=info["left_out"]
+    )
     entries = {}
     for split in LISTS:
-        if not folders[split]:
-            if truths[split]:
-                raise DataError(
-                    f"--{split}-hr-folders needs --{split}-folders: the LR days that the truth is paired with"
-                )
-            continue
-        records = _inspect_folders(folders[split], inspect, min_size, skip_bad, info["left_out"])
-        info["files"][split], info["folders"][split] = records, [Path(f).as_posix() for f in folders[split]]
-        entries[split] = [record["path"] for record in records]
-        info["files"].pop(f"{split}_hr", None)
-        if truths[split]:
-            truth = _inspect_folders(truths[split], inspect, min_size, skip_bad, info["left_out"])
-            info["files"][f"{split}_hr"] = truth
-            entries[split] = _pair_by_time(records, truth, split)
-            paired = {path for pair in entries[split] for path in pair.values()}
-            info["left_out"] += [
-                f"{r['path']}: no partner of its time ({r['time']})"
-                for r in (*records, *truth)
-                if r["path"] not in paired
-            ]
+        if folders[split]:
+            entries[split] = _list_split(split, folders[split], truths[split], look, info)
+        elif truths[split]:
+            raise DataError(f"--{split}-hr-folders needs --{split}-folders: the LR days that the truth is paired with")
     for split, paths in entries.items():
         write_json(Path(output_folder) / LISTS[split], paths)
     write_json(Path(output_folder) / INFO, info)
     return info
 
 
-def _inspect_folders(folders, inspect, min_size, skip_bad, left_out):
+def _list_split(split, folders, truths, look, info):
+    """Entries of one list; what was found goes into `info`. look: folders -> records."""
+    records = look(folders)
+    info["files"][split], info["folders"][split] = records, [Path(f).as_posix() for f in folders]
+    info["files"].pop(f"{split}_hr", None)
+    if not truths:
+        return [record["path"] for record in records]
+    truth = info["files"][f"{split}_hr"] = look(truths)
+    entries = _pair_by_time(records, truth, split)
+    paired = {path for pair in entries for path in pair.values()}
+    info["left_out"] += [
+        f"{r['path']}: no partner of its time ({r['time']})" for r in (*records, *truth) if r["path"] not in paired
+    ]
+    return entries
+
+
+def _inspect_folders(folders, *, inspect, min_size, skip_bad, left_out):
     """Records of the NetCDF files in the folders; faults are raised together or, with skip_bad, added to left_out."""
     paths = []
     for folder in folders:
@@ -650,62 +657,18 @@ class NetCDFWriter:
         return self
 
     def _describe(self):
-        """Dimensions, coordinates and attributes."""
+        """Attributes, coordinates, and `tp` itself."""
         about = {"Conventions": "CF-1.11", "history": f"written by precipitation downscaling {VERSION}", **self.attrs}
         self.file.setncatts({key: value for key, value in about.items() if value not in (None, "")})
-        shape = {"lat": self.lat, "lon": self.lon}
-        for name, values, units, standard, axis in (
-            ("lat", self.lat, "degrees_north", "latitude", "Y"),
-            ("lon", self.lon, "degrees_east", "longitude", "X"),
-        ):
-            self.file.createDimension(name, len(values))
-            self._variable(
-                name,
-                "f8",
-                (name,),
-                values,
-                units=units,
-                standard_name=standard,
-                long_name=f"{standard} of cell centre",
-                axis=axis,
-            )
+        shape = {"lat": len(self.lat), "lon": len(self.lon)}
+        chunks = [min(512, n) for n in shape.values()]
         if self.members:
-            shape = {"member": np.arange(self.members), **shape}
-            self.file.createDimension("member", self.members)
-            self._variable(
-                "member",
-                "i4",
-                ("member",),
-                shape["member"],
-                units="1",
-                standard_name="realization",
-                long_name="ensemble member",
-            )
-        for name, value in self.times.items():
-            seconds = np.datetime64(value, "s") - np.datetime64("1900-01-01T00:00:00", "s")
-            self._variable(
-                name,
-                "f8",
-                (),
-                seconds / np.timedelta64(1, "s"),  # whole, so read back to the second; hours would round 0.4 h
-                units="seconds since 1900-01-01 00:00:00",
-                calendar="standard",
-                units_metadata="leap_seconds: unknown",
-                standard_name=name,
-                long_name=name.replace("_", " "),
-                **({"axis": "T"} if name == "time" else {}),
-            )
-        chunks = [1] * bool(self.members) + [min(512, len(self.lat)), min(512, len(self.lon))]
-        self.tp = self.file.createVariable(
-            "tp",
-            "f4",
-            tuple(shape),
-            zlib=True,
-            complevel=2,
-            shuffle=True,
-            chunksizes=chunks,
-            fill_value=np.float32(np.nan),
-        )
+            shape, chunks = {"member": self.members, **shape}, [1, *chunks]
+        for name, size in shape.items():
+            self.file.createDimension(name, size)
+        self._coordinates()
+        packing = {"zlib": True, "complevel": 2, "shuffle": True, "chunksizes": chunks}
+        self.tp = self.file.createVariable("tp", "f4", tuple(shape), fill_value=np.float32(np.nan), **packing)
         self.tp.setncatts(
             {
                 "units": "mm",
@@ -716,6 +679,29 @@ class NetCDFWriter:
         )
         if self.times:
             self.tp.coordinates = " ".join(self.times)
+
+    def _coordinates(self):
+        """Cell centres, members and times, each with its attributes."""
+        for name, direction, standard, axis in (("lat", "north", "latitude", "Y"), ("lon", "east", "longitude", "X")):
+            words = {"standard_name": standard, "long_name": f"{standard} of cell centre", "axis": axis}
+            self._variable(name, "f8", (name,), getattr(self, name), units=f"degrees_{direction}", **words)
+        if self.members:
+            words = {"standard_name": "realization", "long_name": "ensemble member"}
+            self._variable("member", "i4", ("member",), np.arange(self.members), units="1", **words)
+        for name, value in self.times.items():
+            seconds = np.datetime64(value, "s") - np.datetime64("1900-01-01T00:00:00", "s")
+            words = {"standard_name": name, "long_name": name.replace("_", " ")}
+            self._variable(
+                name,
+                "f8",
+                (),
+                seconds / np.timedelta64(1, "s"),  # whole, so read back to the second; hours would round 0.4 h
+                units="seconds since 1900-01-01 00:00:00",
+                calendar="standard",
+                units_metadata="leap_seconds: unknown",
+                **words,
+                **({"axis": "T"} if name == "time" else {}),
+            )
 
     def _variable(self, name, kind, dims, values, **attrs):
         variable = self.file.createVariable(name, kind, dims)
@@ -804,39 +790,12 @@ def _copy(source, target):
 # ---------------------------------------------------------------- what stages have in common
 
 
-def add_data_arguments(parser, config=None, lr_words=""):
-    """--data-folder and, where `config` (a DataConfig) is given, --target, --region, --lr-step (lr_words: its default),
-    --hr-step and --units."""
+def add_data_arguments(parser):
+    """--version and --data-folder, which stages 2 to 5 have."""
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     parser.add_argument(
         "--data-folder", default=JSON_FOLDER, metavar="DIR", help="where stage 1 wrote its lists (default: %(default)s)"
     )
-    if config is not None:
-        parser.add_argument(
-            "--target",
-            choices=("interpolate", "coarsen", "paired"),
-            default=config.target,
-            help="where HR comes from: interpolate the LR file (no truth!), coarsen an HR file, or paired LR and HR files "
-            "(default: %(default)s)",
-        )
-        parser.add_argument(
-            "--region",
-            nargs="+",
-            default=config.region,
-            metavar="BOUND",
-            help="LONW LONE LATS LATN in degrees, cell centres or cell edges, or all (default: 106 110 26 30)",
-        )
-        parser.add_argument("--lr-step", type=float, metavar="X", help=f"LR cell size, degrees (default: {lr_words})")
-        parser.add_argument(
-            "--hr-step", type=float, metavar="X", default=config.hr_step, help="HR cell size, degrees (default: %(default)s)"
-        )
-        parser.add_argument(
-            "--units",
-            metavar="UNIT",
-            default=config.units,
-            help="units of files without an attribute: mm, m, cm, kg m-2, ... "
-            "(default: %(default)s, what stage 1 found)",
-        )
 
 
 def parse_region(region):
@@ -963,7 +922,7 @@ def _downscale_one(field, path, predict, members, attrs):
                 )
             writer.put(sr if members > 1 else sr[0], rows, cols)
     log(
-        f"{path}  {str(times.get('time', ''))[:16]}  from {lr.attrs['source']}  LR mean {np.nanmean(lr.values):.2f} mm  "
+        f"{path}  {when(times.get('time', ''))}  from {lr.attrs['source']}  LR mean {np.nanmean(lr.values):.2f} mm  "
         f"{time.monotonic() - started:.1f} s"
     )
 
@@ -1414,10 +1373,12 @@ def format_table(rows, *, target=None):
         table += [(row["name"], [text[key] for key in part]) for row, text in zip(rows, texts, strict=True)]
         for name, cells in table if part else ():
             lines.append(f"{name:26s}" + "  ".join(f"{cell:>{n}s}" for cell, n in zip(cells, widths, strict=True)))
+    if "crps" in keys:
+        lines += ["(mm; CRPS of one field is its mean absolute error; best is 1 for ratios, FSS and spread_skill, 0 for all others)"]
     return "\n".join(lines + [f"  {row['name']}: {row['note']}" for row in rows if row.get("note")])
 
 
-def score_outputs(paths, pairs, scale, *, side=0):
+def score_outputs(paths, pairs, scale, *, side=None):
     """ScoreTable of downscaled files beside the truth of their days.
 
     Quantile matching is fitted on the files of other dates, where all are of one date on the other files (and the table
@@ -1425,9 +1386,12 @@ def score_outputs(paths, pairs, scale, *, side=0):
     10 and 50 mm, or 0.1, 1 and 5 mm where the wettest thousandth of every day is below 20 mm (short accumulations).
 
     Args: paths: NN_pre_sr.nc in list order. pairs: sequence of (lr, hr) DataArrays (SRDataset with dataarray=True).
-        side: score wet windows of this side in LR cells, as the published radar bars; 0: whole fields.
+        side: score wet windows of this side in LR cells; 0: whole fields; None: whole fields or, where the truth has gaps,
+            windows of 4 cells from x100 on and of 8 below, as the published radar bars.
     Raises: DataError: an output is on another grid than its truth, or of another day.
     """
+    if side is None:
+        side = (4 if scale >= 100 else 8) * bool(pairs[0][1].isnull().any())
     dates = [str(field_times(pairs[index][1]).get("time", index))[:10] for index in range(len(paths))]
     several = len(set(dates)) > 1
     days = dates if several else list(range(len(paths)))
@@ -1469,7 +1433,7 @@ def check_match(path, sr, hr):
             )
     if "time" in sr.coords and "time" in hr.coords and sr.time.values != hr.time.values:
         raise DataError(
-            f"{path}: is of {str(sr.time.values)[:16]}, its place in the list of {str(hr.time.values)[:16]}; run the stage again"
+            f"{path}: is of {when(sr.time.values)}, its place in the list of {when(hr.time.values)}; run the stage again"
         )
 
 
@@ -1499,6 +1463,7 @@ def write_scores(path, rows):
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
+    log(f"wrote {path}")
 
 
 def _summary(totals, observed, quantiles, truth, labels):
@@ -1625,47 +1590,6 @@ def _cell_weights(pixels, nodes, step):
 # ---------------------------------------------------------------- pictures
 
 
-def draw_results(out, paths, pairs, table):
-    """Maps of every day, a close-up of the wettest, and the curves of a ScoreTable as PNG in {out}/plots."""
-    folder, days = Path(out) / "plots", range(len(paths))
-    levels = levels_for(*(pairs[index][1] for index in days))
-    wettest = max(days, key=lambda index: float(pairs[index][0].mean()))
-    for index, path in enumerate(progress(paths, "drawing")):
-        (lr, hr), sr = pairs[index], read_output(path)
-        save_figure(plot_maps(lr, sr, hr, levels=levels), folder / f"{index:02d}_maps.png")
-        if index == wettest:
-            one = sr.isel(member=0) if "member" in sr.dims else sr
-            words = f"x{sr.attrs['scale']}, member 1 of {sr.sizes.get('member', 1)}"
-            save_figure(plot_maps(*close_up(lr, one, hr), levels=levels, caption=words), folder / "wettest.png")
-    save_figure(
-        plot_scores(table.curves(), caption=f"{len(paths)} files", archive=pairs[0][1].attrs.get("archive")),
-        folder / "scores.png",
-    )
-    log(f"drew {len(paths)} maps, wettest.png and scores.png in {folder}")
-
-
-def draw_forecasts(out, paths, inputs, analyses):
-    """Maps of every forecast, and Q-Q plots against its own input and against the analysed days, as PNG in {out}/plots."""
-    folder, levels, cells = Path(out) / "plots", levels_for(*inputs), {}
-    for index, (path, lr) in enumerate(zip(progress(paths, "drawing"), inputs, strict=True)):
-        sr = read_output(path)
-        save_figure(plot_maps(lr, sr, levels=levels), folder / f"{index:02d}_maps.png")
-        for name, reference in (("own input", lr), ("analysed day", analyses.get(str(sr.time.values)[:10]))):
-            if reference is not None:
-                cells.setdefault(name, []).append(pair_cells(sr, reference))
-    for name, pairs in cells.items():
-        made, known = (np.concatenate(values, -1) for values in zip(*pairs, strict=True))
-        figure = plot_qq(
-            known,
-            made,
-            caption=f"{len(pairs)} forecasts at the cells of the {name}",
-            archive=inputs[0].attrs.get("archive"),
-            names=(name, "downscaled"),
-        )
-        save_figure(figure, folder / f"qq_{name.replace(' ', '_')}.png")
-    log(f"drew {len(paths)} maps and {len(cells)} Q-Q plots in {folder}")
-
-
 def close_up(lr, sr, hr=None, *, pixels=400):
     """The wettest window of about `pixels` a side, on whole LR cells and without missing pixels where there is one.
 
@@ -1703,7 +1627,9 @@ def plot_maps(lr, sr, hr=None, *, caption="", levels=DAILY, members=3):
         do not say of themselves. levels: DAILY or SHORT, mm.
     Returns: a matplotlib Figure; save_figure writes it.
     """
-    panels = {"input (LR)": lr} | ({} if hr is None else {"truth (HR)": hr})
+    panels = {"input (LR)": lr}
+    if hr is not None:
+        panels["no truth: input interpolated (HR)" if hr.attrs.get("target") == "interpolate" else "truth (HR)"] = hr
     if "member" in sr.dims:
         panels |= {f"member {m + 1}": sr.isel(member=m) for m in range(min(members, sr.sizes["member"]))}
         panels |= {"mean of members": sr.mean("member"), "spread of members": sr.std("member", ddof=1)}
@@ -1720,7 +1646,7 @@ def plot_maps(lr, sr, hr=None, *, caption="", levels=DAILY, members=3):
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
     figure.colorbar(image, ax=axes, format="%g", label="rain, mm", aspect=40, pad=0.02)
-    said = [str(sr.coords["time"].values)[:16]] if "time" in sr.coords else []
+    said = [when(sr.time.values)] if "time" in sr.coords else []
     said += [sr.attrs[key] for key in ("source", "source_file") if sr.attrs.get(key)]
     said.append(
         f"{sr.sizes['lat']} x {sr.sizes['lon']} pixels"
@@ -1919,11 +1845,11 @@ def _qq(ax, observed, lines, names, band=None, *, marker="", title):
     top = 1.3 * max(1, *(np.nanmax(q) for q in (observed, *lines.values())))
     floor = 0.1 if top > 20 else 0.02
     ax.plot([floor, top], [floor, top], color="0.6", lw=0.8)
-    if band is not None:
-        ax.fill_between(observed, *band, color=STYLES["ensemble"][0], alpha=0.25, lw=0)
     for name, quantiles in lines.items():
         colour, style = STYLES.get(name, (STYLES["ensemble"][0], "-"))
         ax.plot(observed, quantiles, color=colour, ls=style, marker=marker, lw=1.2, label=name)
+    if band is not None:
+        ax.fill_between(observed, *band, color=colour, alpha=0.25, lw=0)  # of the last line
     ax.set(
         xscale="log",
         yscale="log",
@@ -1987,7 +1913,7 @@ def _scales(ax, scales, thresholds, lines):
 def _ranks(ax, ranks):
     ax.set(title="rank of the truth", xlabel="members below it", ylabel="frequency, 1 where reliable")
     if ranks is None:
-        ax.text(0.5, 0.5, "needs an ensemble", ha="center", transform=ax.transAxes)
+        ax.text(0.5, 0.5, "needs an ensemble: --members 2 or more", ha="center", transform=ax.transAxes)
         return
     ax.bar(np.arange(len(ranks)), ranks / max(ranks.sum(), 1) * len(ranks), color=STYLES["ensemble mean"][0])
     ax.axhline(1, color="0.3", lw=0.8)
@@ -2016,4 +1942,4 @@ def _reliability(ax, reliability, thresholds):
     if reliability is not None:
         ax.legend(fontsize=8, title="at or above", title_fontsize=8)
     else:
-        ax.text(0.5, 0.5, "needs an ensemble", ha="center", transform=ax.transAxes)
+        ax.text(0.5, 0.5, "needs an ensemble: --members 2 or more", ha="center", transform=ax.transAxes)

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import xarray as xr
+from conftest import stage
 from matplotlib.figure import Figure
 
 import utils
@@ -700,6 +701,8 @@ def test_maps_are_north_up_on_one_scale_with_captions(tmp_path):
         assert word in said, word
     path = utils.save_figure(figure, tmp_path / "maps.png")
     assert path.read_bytes()[:4] == b"\x89PNG" and [p.name for p in tmp_path.iterdir()] == ["maps.png"]
+    interpolated = utils.plot_maps(lr, turned, field_of(values[0]).assign_attrs(target="interpolate"))
+    assert interpolated.axes[1].get_title().startswith("no truth")
     plain = words(utils.plot_maps(field_of(values[0]), field_of(values[0])))
     assert "GENERATED" not in plain and "downscaled" in plain
 
@@ -804,7 +807,7 @@ def test_one_rain_scale_serves_a_whole_run(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "plot_scores", lambda *a, **k: Figure())
     table = utils.score_outputs(paths, pairs, 4)
     assert table.thresholds == (1, 10, 50)
-    utils.draw_results(tmp_path, paths, pairs, table)
+    stage(3)["draw"](tmp_path, paths, pairs, table)
     assert levels == [utils.DAILY] * 3
     assert sorted(p.name for p in (tmp_path / "plots").glob("*")) == ["00_maps.png", "01_maps.png", "scores.png", "wettest.png"]
 
@@ -812,5 +815,5 @@ def test_one_rain_scale_serves_a_whole_run(tmp_path, monkeypatch):
 def test_forecasts_are_drawn_against_their_input_and_the_analysed_day(tmp_path):
     sr, own = forecast()
     utils.write_field(tmp_path / "00_pre_sr.nc", sr.astype(np.float32))
-    utils.draw_forecasts(tmp_path, [tmp_path / "00_pre_sr.nc"], [own], {"2023-08-12": analysed()})
+    stage(4)["draw"](tmp_path, [tmp_path / "00_pre_sr.nc"], [own], {"2023-08-12": analysed()})
     assert sorted(p.name for p in (tmp_path / "plots").glob("*")) == ["00_maps.png", "qq_analysed_day.png", "qq_own_input.png"]

@@ -55,7 +55,7 @@ def test_lists_are_in_date_order_and_posix(workdir, capsys):
         "PreInfo.json",
     ]  # only what was asked
     words = capsys.readouterr().out
-    assert "4 files, 2023-08-01T00:00 to 2023-08-07T00:00" in words and "1 degree (13 x 15)" in words
+    assert "4 files, 2023-08-01 to 2023-08-07" in words and "1 degree (13 x 15)" in words
     assert "1 times occur more than once: 2023-08-05" in words
     assert "4 days are missing" in words and "2023-08-02" in words
     record = json.loads((workdir / "out/PreInfo.json").read_text())["files"]["eval"][0]
@@ -175,6 +175,19 @@ def test_stage_4_conserves_the_forecast_and_names_its_times(home, tmp_path):
         kept = file.attrs
     assert kept["source_file"] == "2023_08_10_18_08_11_x.nc" and kept["checkpoint"] == utils.digest(home.x4)
     assert kept["seed"] == 0 and kept["scale"] == 4 and kept["target"] == "interpolate"
+
+
+def test_stage_5_without_options_makes_the_pairs_that_the_notebook_shows(project, tmp_path, monkeypatch):
+    (tmp_path / "Data").mkdir()
+    for name in ("DataEval", "DataObj", "JsonPath"):
+        (tmp_path / "Data" / name).symlink_to(project.home / "Data" / name)
+    monkeypatch.chdir(tmp_path)
+    run(5, "--hr-step", 0.1)
+    results = tmp_path / "Data/DataResults"
+    assert sorted(folder.name for folder in results.iterdir()) == ["ResultEval", "ResultObj"]  # training days can be thousands
+    assert [len(outputs(results / f"Result{name}", kind)) for name in ("Eval", "Obj") for kind in ("lr", "hr")] == [3] * 4
+    with pytest.raises(SystemExit):
+        run(5, "--out", tmp_path)  # of which list?
 
 
 def test_missing_pixels_are_those_of_missing_lr_cells(home, tmp_path):
@@ -325,7 +338,7 @@ def test_refusals_of_stages_3_and_4_name_the_command(home, tmp_path, monkeypatch
         (["--checkpoint", home.lists / "PreEval.json"], "PreEval.json: not a checkpoint"),
         (
             ["--data-folder", "nowhere", "--checkpoint", home.x10],
-            "nowhere/PreEval.json: no such list; run 1create_data_lists.py",
+            "nowhere/PreEval.json: no such list; run 1create_data_lists.py --output-folder nowhere first",
         ),
         (["--region", 1, 2, 3], "expected LONW LONE LATS LATN, or all"),
         (["--units", "inch", "--checkpoint", home.x10], "inch.*expected auto or one of"),

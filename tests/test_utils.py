@@ -60,6 +60,13 @@ def test_create_data_lists_under_its_own_name(tmp_path):
         create_data_lists([tmp_path / "gone"], output_folder=tmp_path / "json")
 
 
+def test_long_work_says_once_a_minute_where_it_is(monkeypatch, capsys):
+    assert list(utils.progress("abc", "reading")) == list("abc") and capsys.readouterr().out == ""
+    monkeypatch.setattr(utils, "LOG_EVERY", -1)
+    assert list(utils.progress("abc", "reading")) == list("abc")
+    assert "reading: 2 of 3 after 0.0 min" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "region"),
     [(["all"], "all"), ("all", "all"), (["1", "2", "3", "4"], (1.0, 2.0, 3.0, 4.0)), ((1, 2, 3, 4), (1, 2, 3, 4))],
