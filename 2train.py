@@ -139,6 +139,7 @@ GENERATOR_WORDS = {
     "stage_channels": "width of each upsampling stage, one number a prime factor of the scale; none: tapering",
     "stage_blocks": "residual blocks of each upsampling stage; none: by their cost",
     "noise_channels": "noise joined at each stage; 0: one deterministic field (SRResNet)",
+    "hr_noise": "noise joined at HR too: for small factors, whose pixels differ on their own",
     "norm": "none, or batch for batch norm (breaks amounts)",
     "activation": "of the LR part: prelu, relu, leakyrelu or tanh",
     "stage_activation": "of the stages",

@@ -88,6 +88,7 @@ class GeneratorConfig:
     stage_channels: tuple = ()
     stage_blocks: tuple = ()
     noise_channels: int = 4
+    hr_noise: bool = False
     norm: str = "none"
     activation: str = "leakyrelu"
     stage_activation: str = "leakyrelu"
@@ -209,8 +210,8 @@ class SRResModel(nn.Module):
     """SRResNet: a trunk at LR (9 x 9, residual blocks, skip), one SRConModel per prime factor, an output convolution.
 
     `trunk` sees the whole field; `stages` turns a part of its features into HR values. Noise enters before each
-    stage, the interpolated LR field (and what is learned of a fixed region) at each stage's grid, and each
-    stage may have residual blocks behind it.
+    stage (and at HR where asked for), the interpolated LR field (and what is learned of a fixed region) at each
+    stage's grid, and each stage may have residual blocks behind it.
     """
 
     def __init__(self, config):
@@ -221,6 +222,7 @@ class SRResModel(nn.Module):
         widths = [c, *(config.stage_channels or _taper(c, len(self.factors)))]
         blocks = list(config.stage_blocks) or [2 if g <= 4 else 1 if g <= 20 else 0 for g in self.grids[1:]]
         self.noise_channels, known = config.noise_channels, 1 + config.position_channels
+        last = len(self.factors) - 1
         self.head = ConModel(known, c, 9, activation=config.activation)
         self.body = nn.Sequential(
             *(ResModel(c, dropout=config.dropout, **kw) for _ in range(config.blocks)), ConModel(c, c, norm=config.norm)
@@ -236,7 +238,7 @@ class SRResModel(nn.Module):
                 widths[k + 1],
                 self.factors[k],
                 noise=config.noise_channels,
-                known=known,
+                known=known + (config.noise_channels if config.hr_noise and k == last else 0),
                 norm=config.norm,
                 activation=config.stage_activation,
                 margin_out=margin,
@@ -244,8 +246,9 @@ class SRResModel(nn.Module):
             ups.insert(0, up)
             margin = up.margin_in
         self.ups, self.refine = nn.ModuleList(ups), nn.ModuleList(refine)
-        # where noise enters: pixels per LR cell side, and surroundings in pixels, before each stage
+        # where noise enters: pixels per LR cell side, and surroundings in pixels, before each stage, and at HR
         self.entries = [(grid, up.margin_in) for grid, up in zip(self.grids, ups, strict=False)]
+        self.entries += [(self.grids[-1], self.margins[-1])] * config.hr_noise
         self.halo = margin  # LR cells of trunk features needed around a part
         self.out = nn.Conv2d(widths[-1], 1, 3)
         _initialise(self)
@@ -259,13 +262,14 @@ class SRResModel(nn.Module):
         """HR values of a part of h x w LR cells.
 
         Args: features (N, C, h + 2 halo, w + 2 halo); x (N, 1, h + 2 halo, w + 2 halo), transformed LR; noise: one
-            tensor before each stage; positions: one (1, P, H + 2 margin, W + 2 margin) a stage, or None.
+            tensor an entry; positions: one (1, P, H + 2 margin, W + 2 margin) a stage, or None.
         Returns: (N, 1, h * scale, w * scale), float32.
         """
         for k, (up, refine) in enumerate(zip(self.ups, self.refine, strict=True)):
             copy = _enlarge(x, self.grids[k + 1], self.halo, self.margins[k])  # (N, 1, grid h + 2 margin, ...)
             where = positions[k].expand(len(x), -1, -1, -1) if positions else None
-            known = _joined(features.dtype, copy, where)
+            fine = noise[k + 1 :] if k + 1 == len(self.ups) else ()  # the noise at HR
+            known = _joined(features.dtype, copy, where, *fine)
             features = refine(up(features, noise[k], known))
         return self.out(features).float()
 
@@ -293,7 +297,7 @@ class Generator(nn.Module):
             self.position = nn.Parameter(0.1 * torch.randn(1, config.position_channels, *config.position_shape))
 
     def draw_noise(self, n, h, w, generator=None, device=None):
-        """Standard normal noise for n members of h x w LR cells, surroundings included: one tensor before each stage."""
+        """Standard normal noise for n members of h x w LR cells, surroundings included: one tensor an entry."""
         shapes = [(n, self.net.noise_channels, g * h + 2 * m, g * w + 2 * m) for g, m in self.net.entries]
         return [torch.randn(s, generator=generator, device=device) if s[1] else None for s in shapes]
 
@@ -715,7 +719,7 @@ def _fill(lr):
 def _keyed_noise(net, key, box):
     """Noise of the cells box = (r0, r1, c0, c1) (absolute) and their surroundings, as draw_noise with n = 1."""
     if not net.noise_channels:
-        return [None] * len(net.ups)
+        return [None] * len(net.entries)
     r0, r1, c0, c1 = box
     noise = []
     for grid, margin in net.entries:

@@ -216,15 +216,27 @@ def test_without_noise_channels_it_is_deterministic():
     assert np.array_equal(a[0], a[1])
 
 
+def test_noise_at_hr_changes_pixels_of_its_own():
+    """With the same noise everywhere else, and still one mean a block."""
+    generator, lr = make(hr_noise=True), as_batch(rain(3, 4))
+    noise = generator.draw_noise(1, 3, 4)
+    assert len(noise) == 3 and noise[-1].shape[-2:] == (3 * 4 + 2 * generator.net.margins[-1], 4 * 4 + 2 * generator.net.margins[-1])
+    a, b = generator(lr, noise), generator(lr, [*noise[:-1], torch.randn_like(noise[-1])])
+    assert not torch.equal(a, b)
+    torch.testing.assert_close(F.avg_pool2d(b, 4), lr, rtol=1e-5, atol=1e-6)
+
+
 def test_a_crop_is_a_part_of_the_whole():
     generator, lr = make(noise_channels=0), as_batch(rain(12, 9))
     part = generator(lr, crop=(2, 5, 4, 9))
     torch.testing.assert_close(part, generator(lr)[..., 8:20, 16:36], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("scale", "shape"), [(4, (11, 7)), (40, (5, 4)), (100, (3, 2))])
-def test_tiled_equals_untiled(scale, shape):
-    generator, lr = make(scale), rain(*shape)
+@pytest.mark.parametrize(
+    ("scale", "shape", "hr_noise"), [(4, (11, 7), False), (4, (11, 7), True), (40, (5, 4), False), (100, (3, 2), False)]
+)
+def test_tiled_equals_untiled(scale, shape, hr_noise):
+    generator, lr = make(scale, hr_noise=hr_noise), rain(*shape)
     lr[0, 1] = np.nan
     kept = lr.copy()
     a, b = whole(generator, lr, tile=max(shape), members=2), whole(generator, lr, tile=2, members=2)
