@@ -542,15 +542,17 @@ def fair_crps(members, target, pools=(1, 4, 16)):
     skill - spread / 2 with the spread taken over the M (M - 1) pairs of different members: unbiased for any M >= 2
     (Ferro 2014, doi 10.1002/qj.2270). One member: the mean absolute error.
 
-    Args: members (M, N, 1, H, W), target (N, 1, H, W), mm; pools: sides of the blocks in pixels (a remainder at the
+    Args: members (M, N, 1, H, W), target (N, 1, H, W), mm; pools: sides of the blocks in pixels, each block half over
+        the next: those across LR cell edges teach most, since conservation settles the others (a remainder at the
         edge is left out; a side beyond the field is cut to it).
     Returns: scalar, mm.
     """
     total = 0.0
     for p in pools:
         p = min(p, *target.shape[-2:])
-        x = members if p == 1 else F.avg_pool2d(members.flatten(0, 1), p).unflatten(0, members.shape[:2])
-        y = target if p == 1 else F.avg_pool2d(target, p)
+        block = partial(F.avg_pool2d, kernel_size=p, stride=max(1, p // 2))
+        x = members if p == 1 else block(members.flatten(0, 1)).unflatten(0, members.shape[:2])
+        y = target if p == 1 else block(target)
         total = total + (x - y).abs().mean()
         pairs = [(x[a] - x[b]).abs().mean() for a in range(len(x)) for b in range(a)]
         if pairs:

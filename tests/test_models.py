@@ -395,10 +395,10 @@ def test_fair_crps_by_hand():
     assert fair_crps(members, torch.full((1, 1, 1, 1), 2.0)).item() == pytest.approx(skill - spread / 2)
 
 
-def test_fair_crps_of_one_member_is_its_error_and_pools_are_block_means():
+def test_fair_crps_of_one_member_is_its_error_and_pools_are_means_of_blocks_half_over_one_another():
     x, y = torch.rand(1, 2, 1, 8, 8), torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(fair_crps(x, y, (1,)), (x[0] - y).abs().mean())
-    torch.testing.assert_close(fair_crps(x, y, (4,)), (F.avg_pool2d(x[0], 4) - F.avg_pool2d(y, 4)).abs().mean())
+    torch.testing.assert_close(fair_crps(x, y, (4,)), (F.avg_pool2d(x[0], 4, 2) - F.avg_pool2d(y, 4, 2)).abs().mean())
 
 
 def test_content_losses_by_name():
