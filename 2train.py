@@ -16,6 +16,7 @@ import signal
 import textwrap
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -390,6 +391,11 @@ class Training:
             group,
             args,
         )
+        if train.batch < group.size:
+            raise DataError(
+                f"--batch {train.batch}: fewer samples a step than the {group.size} processes that share them; expected a sample "
+                f"for each, for example --batch {8 * group.size}"
+            )
         torch.manual_seed(train.seed)
         self.generator = models.Generator(shape)
         self.discriminator = models.Discriminator(train.discriminator_channels)
@@ -403,9 +409,9 @@ class Training:
         self.ema = models.EMA(self.generator, train.ema)
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[train.optimizer]
         decay = {"weight_decay": train.weight_decay} if train.optimizer == "adamw" else {}
-        fused = group.device.type == "cuda"
-        self.opt_g = kind(self.generator.parameters(), train.learning_rate, betas=(0.9, 0.99), fused=fused, **decay)
-        self.opt_d = kind(self.discriminator.parameters(), train.discriminator_rate, betas=(0.0, 0.99), fused=fused)
+        kind = partial(kind, fused=True)
+        self.opt_g = kind(self.generator.parameters(), train.learning_rate, betas=(0.9, 0.99), **decay)
+        self.opt_d = kind(self.discriminator.parameters(), train.discriminator_rate, betas=(0.0, 0.99))
         self.guard = models.CollapseGuard(self.opt_d)
         self.amp = amp_dtype(args.amp, group.device)
         self.scaler = torch.amp.GradScaler(enabled=self.amp == torch.float16)
@@ -561,7 +567,7 @@ class Training:
         if self.held_out is None:
             return {}
         net, sums, spectra, shown = self.ema.module, torch.zeros(3, dtype=torch.float64), [], None
-        first, count = self.group.share(self.train.valid_windows)
+        first, count = self.group.share(max(self.train.valid_windows, self.group.size))
         for k in range(first, first + count):
             batch = self.held_out.batch(k, 1)
             lr, hr = (torch.from_numpy(batch[name]).to(self.group.device) for name in ("lr", "hr"))

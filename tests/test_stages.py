@@ -14,6 +14,7 @@ import pytest
 import torch
 import xarray as xr
 from conftest import ROOT, TINY, TRAIN, nodes, rain, read_out, run, said, same, stage, tensors, write_nc
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import datasets
 import models
@@ -653,6 +654,24 @@ def test_two_processes_equal_one(home, tmp_path, unbroken):
         total += value.numel()
     assert far <= total / 1000
     assert two["best"] == pytest.approx(one["best"], rel=1e-3)
+    one, two = (loss_curves(tmp_path / "runs" / name) for name in ("one", "two"))
+    assert one.keys() == two.keys() >= {"Loss_c", "Loss_d", "Loss_g"}
+    for name, curve in one.items():
+        np.testing.assert_allclose(two[name], curve, rtol=1e-4, err_msg=name)
+
+
+def test_more_processes_than_samples_are_refused(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(DataError, match="--batch 2: fewer samples a step than the 3 processes.*--batch 24"):
+        run(2, *TRAIN, "--checkpoint", tmp_path / "a.pth", "--device", "cpu")
+
+
+def loss_curves(folder):
+    """{name: values} of the losses in TensorBoard's events."""
+    events = EventAccumulator(str(folder)).Reload()
+    names = [name for name in events.Tags()["scalars"] if name.startswith("Loss")]
+    return {name: [event.value for event in events.Scalars(name)] for name in names}
 
 
 def test_a_process_without_its_input_ends_the_others_with_the_cause(home, tmp_path):
