@@ -1288,12 +1288,10 @@ class Windows:
             if weights.sum() == 0:
                 continue
             i, r, c = places[rng.choice(len(places), p=weights / weights.sum())]
-            window = np.array(self.dataset.crop(i, slice(r, r + shape[0] * s), slice(c, c + shape[1] * s)))
-            if self.dataset.truth is None:
-                lr = torch.nn.functional.avg_pool2d(torch.from_numpy(window)[None], s)[0].numpy()
-            else:
-                lr = self.dataset.lr(i)[r // s : r // s + shape[0], c // s : c // s + shape[1]]
-            if np.isfinite(window).all() and np.isfinite(lr).all():
+            window = self.dataset.crop(i, slice(r, r + shape[0] * s), slice(c, c + shape[1] * s))
+            means = window.reshape(shape[0], s, shape[1], s).mean((1, 3))  # NaN where a pixel is missing
+            lr = means if self.dataset.truth is None else self.dataset.lr(i)[r // s :, c // s :][: shape[0], : shape[1]]
+            if np.isfinite(means).all() and np.isfinite(lr).all():
                 factor = np.float32(self.amounts ** rng.uniform(-1, 1))
                 source = Path(self.dataset.files.paths[i]).name
                 hr = window[top:bottom, left:right] * factor
