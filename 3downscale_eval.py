@@ -39,7 +39,7 @@ def score(args, config, paths):
     table = utils.score_outputs(paths, pairs, config.scale, side=args.score_window)
     rows = table.rows()
     if not rows:
-        log("no scores: every window of the truth has missing pixels; smaller ones may not (--score-window)")
+        log("no scores and no plots: every window of the truth has missing pixels; smaller ones may not, for example --score-window 2")
         return
     utils.write_scores(Path(args.out) / "scores.csv", rows)
     truth = "interpolate" if config.target == "interpolate" and pairs.plans[0].kind != "hr" else config.target
