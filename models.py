@@ -24,7 +24,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from scipy.ndimage import distance_transform_edt
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -177,7 +176,7 @@ class ResModel(nn.Module):
         )
 
     def forward(self, x):
-        return _trim(x, self.crop) + self.body(x)
+        return _inner(x, self.crop) + self.body(x)
 
 
 class SRConModel(nn.Module):
@@ -195,14 +194,13 @@ class SRConModel(nn.Module):
         self.margin_in = 1 + -(-margin_out // factor)
         self.surplus = (self.margin_in - 1) * factor - margin_out
         self.up = nn.Conv2d(c_in + noise, c_out * factor**2, 3)
-        self.shuffle = nn.PixelShuffle(factor)
         self.join = nn.Conv2d(known, c_out, 3)
         self.norm = nn.BatchNorm2d(c_out) if norm == "batch" else nn.Identity()
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x, noise, known):
         """x (N, c_in, h + 2 margin_in, ...), noise alike or None, known (N, ., factor h + 2 (margin_out + 1), ...)."""
-        x = _trim(self.shuffle(self.up(_joined(x.dtype, x, noise))), self.surplus)
+        x = _inner(_shuffled(self.up, _joined(x.dtype, x, noise), self.factor), self.surplus)
         return self.activation(self.norm(x + self.join(known)))
 
 
@@ -515,6 +513,8 @@ class TruncatedVGG19(nn.Module):
 
     def __init__(self, i, j, weights=None):
         super().__init__()
+        import torchvision  # takes seconds, and only this loss needs it
+
         state = torch.load(_vgg_weights(weights), map_location="cpu", weights_only=True)
         with torch.device("meta"):  # the dense layers, nine tenths of VGG19, are never made
             whole = torchvision.models.vgg19(weights=None).features
@@ -595,10 +595,11 @@ class EMA:
     def update(self, module):
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for mine, new in zip(self.module.state_dict().values(), module.state_dict().values(), strict=True):
-            if mine.is_floating_point():
-                mine.lerp_(new.to(mine.dtype), 1 - decay)
-            else:
+        pairs = list(zip(self.module.state_dict().values(), module.state_dict().values(), strict=True))
+        moving = [(mine, new.to(mine.dtype)) for mine, new in pairs if mine.is_floating_point()]
+        torch._foreach_lerp_(*map(list, zip(*moving, strict=True)), 1 - decay)
+        for mine, new in pairs:
+            if not mine.is_floating_point():
                 mine.copy_(new)
 
     def state_dict(self):
@@ -659,6 +660,21 @@ def _joined(dtype, *parts):
     """The parts that are there, joined along the channels, in one type and layout: mixed ones cost copies."""
     parts = [p.to(dtype) for p in parts if p is not None]
     return (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).contiguous(memory_format=torch.channels_last)
+
+
+def _shuffled(conv, x, factor):
+    """Pixel shuffle of conv(x). The filters are put in the order in which the pixels will lie in memory (channels last),
+    so that rows of `factor` pixels are moved whole; PixelShuffle moves number by number, six times as long both ways."""
+    weight, bias = (p.unflatten(0, (-1, factor, factor)).movedim(0, 2).flatten(0, 2) for p in (conv.weight, conv.bias))
+    made = F.conv2d(x, weight, bias).permute(0, 2, 3, 1)  # (N, h, w, factor * factor * C)
+    n, h, w, _ = made.shape
+    made = made.unflatten(3, (factor, -1)).transpose(2, 3)  # (N, h, factor, w, factor * C)
+    return made.reshape(n, h * factor, w * factor, -1).permute(0, 3, 1, 2)
+
+
+def _inner(x, n):
+    """_trim of (N, C, h, w) whose gradient is channels last, too: that of a plain slice is not, and is copied for long."""
+    return x.permute(0, 2, 3, 1)[:, n:-n, n:-n].permute(0, 3, 1, 2) if n else x
 
 
 def _trim(x, n):
