@@ -82,7 +82,7 @@ class GeneratorConfig:
     """
 
     scale: int = 100
-    channels: int = 48
+    channels: int = 24
     blocks: int = 4
     stage_channels: tuple = ()
     stage_blocks: tuple = ()
