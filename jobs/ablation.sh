@@ -20,13 +20,13 @@ declare -A change=(
     [no-conservation]="--no-conserve"
     [pixels-only]="--pools 1"
     [adversarial]="--adversarial-steps 1000"
-    [narrow]="--channels 24"
+    [wide]="--channels 48"
     [shallow]="--blocks 0 --stage-blocks 0 0 0 0"
     [any-window]="--no-wet"
     [no-restraint]="--restraint 0"
     [amounts-as-they-are]="--amounts 1"
 )
-[ $# -gt 0 ] || set -- recipe no-noise no-conservation pixels-only adversarial narrow shallow any-window no-restraint amounts-as-they-are
+[ $# -gt 0 ] || set -- recipe no-noise no-conservation pixels-only adversarial wide shallow any-window no-restraint amounts-as-they-are
 for name in "$@"; do
     [ -n "${change[$name]+known}" ] || { echo "error: $name: expected one of ${!change[*]}" >&2; exit 2; }
 done
@@ -35,7 +35,7 @@ for name in "$@"; do
     # shellcheck disable=SC2086  # several options
     python 2train.py --data-folder "$out/lists" --target coarsen --region all --lr-step 1 --hr-step 0.01 --valid-share 0 \
         --max-minutes "${MINUTES:-10}" --checkpoint "$out/$name.pth" --runs "$out/runs" ${change[$name]}
-    python 3downscale_eval.py --data-folder "$out/lists" --checkpoint "$out/$name.pth" --members 4 --out "$out/$name"
+    python 3downscale_eval.py --data-folder "$out/lists" --checkpoint "$out/$name.pth" --members 8 --out "$out/$name"
 done
 python - "$out" <<'PY'
 import csv
