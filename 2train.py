@@ -140,7 +140,7 @@ GENERATOR_WORDS = {
     "stage_channels": "width of each upsampling stage, one number a prime factor of the scale; none: tapering",
     "stage_blocks": "residual blocks of each upsampling stage; none: by their cost",
     "noise_channels": "noise joined at each stage; 0: one deterministic field (SRResNet)",
-    "hr_noise": "noise joined at HR too: for small factors, whose pixels differ on their own",
+    "hr_noise": "noise joined at HR too: truer finest scales for a somewhat longer step",
     "norm": "none, or batch for batch norm (breaks amounts)",
     "activation": "of the LR part: prelu, relu, leakyrelu or tanh",
     "stage_activation": "of the stages",
@@ -407,9 +407,8 @@ class Training:
         for net in (self.generator, self.discriminator):
             net.to(group.device, memory_format=torch.channels_last)
         self.ema = models.EMA(self.generator, train.ema)
-        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[train.optimizer]
+        kind = partial({"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[train.optimizer], fused=True)
         decay = {"weight_decay": train.weight_decay} if train.optimizer == "adamw" else {}
-        kind = partial(kind, fused=True)
         self.opt_g = kind(self.generator.parameters(), train.learning_rate, betas=(0.9, 0.99), **decay)
         self.opt_d = kind(self.discriminator.parameters(), train.discriminator_rate, betas=(0.0, 0.99))
         self.guard = models.CollapseGuard(self.opt_d)

@@ -176,7 +176,7 @@ class ResModel(nn.Module):
         )
 
     def forward(self, x):
-        return _inner(x, self.crop) + self.body(x)
+        return _trim(x, self.crop) + self.body(x)
 
 
 class SRConModel(nn.Module):
@@ -200,7 +200,7 @@ class SRConModel(nn.Module):
 
     def forward(self, x, noise, known):
         """x (N, c_in, h + 2 margin_in, ...), noise alike or None, known (N, ., factor h + 2 (margin_out + 1), ...)."""
-        x = _inner(_shuffled(self.up, _joined(x.dtype, x, noise), self.factor), self.surplus)
+        x = _trim(_shuffled(self.up, _joined(x.dtype, x, noise), self.factor), self.surplus)
         return self.activation(self.norm(x + self.join(known)))
 
 
@@ -220,7 +220,6 @@ class SRResModel(nn.Module):
         widths = [c, *(config.stage_channels or _taper(c, len(self.factors)))]
         blocks = list(config.stage_blocks) or [2 if g <= 4 else 1 if g <= 20 else 0 for g in self.grids[1:]]
         self.noise_channels, known = config.noise_channels, 1 + config.position_channels
-        last = len(self.factors) - 1
         self.head = ConModel(known, c, 9, activation=config.activation)
         self.body = nn.Sequential(
             *(ResModel(c, dropout=config.dropout, **kw) for _ in range(config.blocks)), ConModel(c, c, norm=config.norm)
@@ -236,7 +235,7 @@ class SRResModel(nn.Module):
                 widths[k + 1],
                 self.factors[k],
                 noise=config.noise_channels,
-                known=known + (config.noise_channels if config.hr_noise and k == last else 0),
+                known=known + config.noise_channels * (config.hr_noise and k + 1 == len(self.factors)),
                 norm=config.norm,
                 activation=config.stage_activation,
                 margin_out=margin,
@@ -672,13 +671,10 @@ def _shuffled(conv, x, factor):
     return made.reshape(n, h * factor, w * factor, -1).permute(0, 3, 1, 2)
 
 
-def _inner(x, n):
-    """_trim of (N, C, h, w) whose gradient is channels last, too: that of a plain slice is not, and is copied for long."""
-    return x.permute(0, 2, 3, 1)[:, n:-n, n:-n].permute(0, 3, 1, 2) if n else x
-
-
 def _trim(x, n):
-    return x[..., n:-n, n:-n] if n else x
+    """(N, C, h, w) without n pixels on each side; its gradient is channels last: that of a plain slice is not, and is copied
+    for long."""
+    return x.permute(0, 2, 3, 1)[:, n:-n, n:-n].permute(0, 3, 1, 2) if n else x
 
 
 def _taper(channels, stages):
@@ -744,7 +740,7 @@ def _keyed_noise(net, key, box):
         around = -(-margin // grid)  # cells
         rows, columns = range(r0 - around, r1 + around), range(c0 - around, c1 + around)
         cells = [np.concatenate([_cell_noise(net.noise_channels, grid, key, r, c) for c in columns], 2) for r in rows]
-        noise.append(torch.from_numpy(_trim(np.concatenate(cells, 1), around * grid - margin).copy())[None])
+        noise.append(_trim(torch.from_numpy(np.concatenate(cells, 1))[None], around * grid - margin))
     return noise
 
 

@@ -251,7 +251,7 @@ def test_truth_with_gaps_everywhere_is_no_reason_to_fall(home, tmp_path, capsys)
     write_nc(tmp_path / "in/2023_08_01.nc", values, lat, lon, attrs={"units": "mm"})
     run(1, "--eval-folders", tmp_path / "in", "--output-folder", tmp_path / "lists")
     run(3, "--data-folder", tmp_path / "lists", "--checkpoint", home.coarsen, "--out", tmp_path, "--region", "all")
-    assert len(outputs(tmp_path)) == 1 and "no plots: every window" in capsys.readouterr().out
+    assert len(outputs(tmp_path)) == 1 and "no scores and no plots: every window" in capsys.readouterr().out
 
 
 def test_hr_is_not_an_argument_of_downscaling():
