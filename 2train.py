@@ -15,6 +15,7 @@ import platform
 import signal
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.utils.parametrize import cached
 from torch.utils.tensorboard import SummaryWriter
 
 import datasets
@@ -32,7 +34,7 @@ from utils import AverageMeter, DataError, log
 
 # steps of rising learning rate; a run with --max-minutes is planned after them, or after a fifth of its time
 WARM_UP = 200
-PENALTY_EVERY = 4  # steps between gradient penalties, each weighted so much more (Karras et al. 2020)
+PENALTY_EVERY = 8  # steps between gradient penalties, each weighted so much more (Karras et al. 2020)
 
 
 def option(default, words):
@@ -198,7 +200,7 @@ def parse_args(argv=None):
         default="auto",
         help="reduced precision (default: what the device is fast at)",
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile the networks (pays on a GPU)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the upsampling stages (not faster on a CPU)")
     parser.add_argument(
         "--accumulate",
         type=utils.positive,
@@ -436,7 +438,10 @@ class Training:
         )
         self.step, self.best, self.best_weights, self.planned, self.bytes = 0, math.inf, None, True, 0
         self.saved = None  # the step of the last checkpoint
-        self.forward = torch.compile(self._members) if args.compile else self._members
+        self.cutter, self.coming = ThreadPoolExecutor(1, "windows"), None
+        if args.compile:  # not the trunk: gradients of its edges come in another layout than the compiler expects (torch 2.14)
+            self.generator.net.stages = torch.compile(self.generator.net.stages)
+        self.adversary = models.ADVERSARIAL_LOSSES[train.adversarial]
 
     @property
     def steps(self):
@@ -495,11 +500,13 @@ class Training:
         losses, parts, self.sources = {}, min(self.args.accumulate, count), set()
         cuts = [first + count * k // parts for k in range(parts + 1)]
         self.opt_g.zero_grad(set_to_none=True), self.opt_d.zero_grad(set_to_none=True)
-        for a, b in zip(cuts, cuts[1:], strict=False):
-            batch = self.windows.batch(self.step, self.train.batch, a, b - a)
+        spans = list(zip(cuts, cuts[1:], strict=False))
+        for k, (a, b) in enumerate(spans):
+            batch = self._cut(self.step, a, b).result()
+            following = (self.step, *spans[k + 1]) if k + 1 < parts else (self.step + 1, *spans[0])
             self.sources.update(batch["source"])
             share = (b - a) * self.group.size / self.train.batch
-            for name, value in self._losses(batch, a, share).items():
+            for name, value in self._losses(batch, a, share, following).items():
                 losses[name] = losses.get(name, 0.0) + value
         values = torch.tensor(list(losses.values()), device=self.group.device)
         self.group.mean([values])
@@ -514,39 +521,44 @@ class Training:
         self.step += 1
         return losses
 
-    def _losses(self, batch, first, share):
-        """Gradients of one part of the batch, weighted by its share; returns its losses."""
+    def _cut(self, step, a, b):
+        """Samples a to b of a step, in another thread: a Future, the last one where it is the same."""
+        if self.coming is None or self.coming[0] != (step, a, b):
+            self.coming = (step, a, b), self.cutter.submit(self.windows.batch, step, self.train.batch, a, b - a)
+        return self.coming[1]
+
+    def _losses(self, batch, first, share, following):
+        """Gradients of one part of the batch, weighted by its share, while the following is cut; returns its losses."""
         lr, hr = (torch.from_numpy(batch[k]).to(self.group.device, non_blocking=True) for k in ("lr", "hr"))
         r0, r1, c0, c1 = batch["box"]
         noise = self.noise(first, len(lr), batch["box"])
         with torch.autocast(self.group.device.type, self.amp, enabled=self.amp is not None):
-            members, detail = self.forward(lr, batch["box"], noise)
+            members, detail = self._members(lr, batch["box"], noise)
         weight = torch.from_numpy(batch["weight"]).to(self.group.device)[:, None, None, None]
         content = self.content(members * weight, hr * weight)
         losses, total = {"Loss_c": content}, content + self.train.restraint * self.rate() * detail
         if self.fighting:
             known = lr[..., r0:r1, c0:c1]
-            losses["Loss_d"], penalty = self._critic_loss(known, hr, members[0].detach())
+            losses["Loss_d"], penalty, real = self._critic_loss(known, hr, members[0].detach())
             self.scaler.scale((losses["Loss_d"] + self.train.penalty * penalty) * share).backward()
             self.discriminator.requires_grad_(False)
-            with torch.autocast(self.group.device.type, self.amp, enabled=self.amp is not None):
-                _, losses["Loss_g"] = models.ADVERSARIAL_LOSSES[self.train.adversarial](
-                    self.discriminator(known, hr), self.discriminator(known, members[0])
-                )
+            with torch.autocast(self.group.device.type, self.amp, enabled=self.amp is not None), cached():
+                _, losses["Loss_g"] = self.adversary(real.detach(), self.discriminator(known, members[0]))
             self.discriminator.requires_grad_(True)
             total = total + self.train.beta * losses["Loss_g"]
+        self._cut(*following)  # now: the backward pass leaves the interpreter alone
         self.scaler.scale(total * share).backward()
         return {name: value.detach().float().item() * share for name, value in losses.items()}
 
     def _critic_loss(self, lr, hr, made):
-        with torch.autocast(self.group.device.type, self.amp, enabled=self.amp is not None):
-            loss, _ = models.ADVERSARIAL_LOSSES[self.train.adversarial](
-                self.discriminator(lr, hr), self.discriminator(lr, made)
-            )
+        """(loss, gradient penalty, logits of hr): real and made rain in one batch, the spectral norms taken once."""
+        both = torch.cat([lr, lr]), torch.cat([hr, made])
+        with torch.autocast(self.group.device.type, self.amp, enabled=self.amp is not None), cached():
+            real, fake = self.discriminator(*both).chunk(2)
+            loss, _ = self.adversary(real, fake)
             if self.train.adversarial != "relativistic" or self.step % PENALTY_EVERY:
-                return loss, 0.0
-            slopes = (models.gradient_penalty(self.discriminator, lr, field) for field in (hr, made))
-            return loss, PENALTY_EVERY * sum(slopes)
+                return loss, 0.0, real
+            return loss, 2 * PENALTY_EVERY * models.gradient_penalty(self.discriminator, *both), real  # of hr and of made
 
     def _update(self, net, optimizer):
         grads = [p.grad for p in net.parameters() if p.grad is not None]

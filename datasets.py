@@ -1163,6 +1163,8 @@ class SRDataset(torch.utils.data.Dataset):
     Item: (lr (h, w), hr (H, W)), float32, mm, north first, NaN = missing.
     """
 
+    LINES = 12  # looked at each way to judge how wet a place is
+
     def __init__(self, data_folder, split, dataarray=False, **settings):
         self.config, self.dataarray, self.split = DataConfig.for_split(split, **settings), dataarray, split
         self.files = open_list(data_folder, split, units=self.config.units)
@@ -1206,6 +1208,21 @@ class SRDataset(torch.utils.data.Dataset):
         """HR of file i on these rows and columns (slices) of the LR cells' area, plan.core; float32, maybe a view."""
         plan, values = self.plans[i], self._truth(i, self.plans[i].core)
         return interpolate(self.files.values(i), plan.source, plan.core, rows, cols) if values is None else values[rows, cols]
+
+    def amounts(self, i, rows, cols, sides):
+        """Mean rain of rectangles in plan.core, mm, from some dozen lines each way; NaN where a pixel looked at is missing.
+
+        Args: i: file. rows, cols (n,): their north-west pixels. sides: (height, width), pixels. Returns: (n,).
+        """
+        plan, values = self.plans[i], self._truth(i, self.plans[i].core)
+        down, across = (np.arange(0, side, max(1, side // self.LINES)) for side in sides)
+        if values is None:
+            looks = [
+                interpolate(self.files.values(i), plan.source, plan.core, r + down, c + across)
+                for r, c in zip(rows, cols, strict=True)
+            ]
+            return np.mean(looks, (1, 2))
+        return values[(rows[:, None] + down)[:, :, None], (cols[:, None] + across)[:, None]].mean((1, 2))
 
     def lr(self, i):
         """LR of file i on plan.lr, float32 (h, w)."""
@@ -1279,17 +1296,20 @@ class Windows:
         rng, s = np.random.default_rng([self.seed, step, self.part == "valid", sample]), self.scale
         top, bottom, left, right = (n * s for n in box)
         for _ in range(100):
-            places = [self._place(rng, shape) for _ in range(self.CANDIDATES if self.wet else 1)]
-            looks = [
-                self.dataset.crop(i, slice(r + top, r + bottom, 4), slice(c + left, c + right, 4)) for i, r, c in places
-            ]
-            amounts = np.array([look.mean() for look in looks])  # NaN where a pixel is missing
+            files, rows, cols = self._places(rng, shape, self.CANDIDATES if self.wet else 1)
+            amounts = np.empty(len(files))
+            for i in np.unique(files):
+                amounts[files == i] = self.dataset.amounts(
+                    i, rows[files == i] + top, cols[files == i] + left, (bottom - top, right - left)
+                )
             weights = np.nan_to_num(self._chance(amounts))
             if weights.sum() == 0:
                 continue
-            i, r, c = places[rng.choice(len(places), p=weights / weights.sum())]
+            chosen = rng.choice(len(files), p=weights / weights.sum())
+            i, r, c = int(files[chosen]), int(rows[chosen]), int(cols[chosen])
             window = self.dataset.crop(i, slice(r, r + shape[0] * s), slice(c, c + shape[1] * s))
-            means = window.reshape(shape[0], s, shape[1], s).mean((1, 3))  # NaN where a pixel is missing
+            lines = window.reshape(shape[0], s, -1).sum(1)  # whole rows first: quicker than block by block
+            means = lines.reshape(*shape, s).sum(2) / s**2  # NaN where a pixel is missing
             lr = means if self.dataset.truth is None else self.dataset.lr(i)[r // s :, c // s :][: shape[0], : shape[1]]
             if np.isfinite(means).all() and np.isfinite(lr).all():
                 factor = np.float32(self.amounts ** rng.uniform(-1, 1))
@@ -1305,17 +1325,22 @@ class Windows:
         """Relative chance of a place with this mean, mm; dry ones are seldom looked at."""
         return np.sqrt(amount) + 0.01
 
-    def _place(self, rng, shape):
-        """(file, first row, first column) of a random window of LR cells, at any pixel where HR is real."""
-        i = self.files[int(rng.integers(len(self.files)))]
-        plan, (rows, cols) = self.dataset.plans[i], (n * self.scale for n in shape)
+    def _places(self, rng, shape, count):
+        """(files, first rows, first columns), arrays: random windows of LR cells, at any pixel where HR is real."""
+        files, draws = rng.choice(self.files, count), rng.random((count, 2))
+        rooms = {i: self._room(i, shape) for i in np.unique(files).tolist()}
+        rows, first, columns, unit = np.array([rooms[i] for i in files.tolist()]).T
+        return files, (draws[:, 0] * rows).astype(int) * unit, (first + (draws[:, 1] * columns).astype(int)) * unit
+
+    def _room(self, i, shape):
+        """Where windows of file i may begin: (rows to choose from, first column, columns to choose from, unit in pixels)."""
+        plan = self.dataset.plans[i]
         unit = 1 if plan.kind == "hr" else self.scale
-        height, width = (n * self.scale for n in plan.lr.shape)
+        height, width, rows, cols = (n * self.scale // unit for n in (*plan.lr.shape, *shape))
         first, last, edge = 0, width - cols, int(width * (1 - self.strip))
         if self.strip:
             first, last = (min(edge, last), last) if self.part == "valid" else (0, max(0, min(last, edge - cols)))
-        row = rng.integers((height - rows) // unit + 1) * unit
-        return i, int(row), int(-(-first // unit) * unit + rng.integers((last - first) // unit + 1) * unit)
+        return height - rows + 1, first, last - first + 1, unit
 
 
 def _turned(lr, hr, box, rng):

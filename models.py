@@ -478,13 +478,13 @@ def downscale(generator, lr, *, members=1, seed=0, day="2023-08-01", origin=(0, 
 class Discriminator(nn.Module):
     """SRGAN's discriminator (Ledig et al. 2017), conditional on LR, with spectral norm (Miyato et al. 2018).
 
-    Convolutions k3 of channels x (1, 1, 2, 2, 4, 4, 8, 8), stride 2 every other one, pooled to 6 x 6, dense 1024, 1.
-    It sees log10(1 + 10 mm) of the field and of the LR values spread over their cells.
+    Convolutions k3 of channels x (1, 1, 2, 2, 4, 4, 8, 8), stride 2 every other one, pooled to 6 x 6, dense
+    16 x channels (SRGAN: 64 channels, 1024), 1. It sees log10(1 + 10 mm) of the field and of the LR values spread over their cells.
     """
 
-    def __init__(self, channels=64, blocks=8, dense=1024):
+    def __init__(self, channels=64, blocks=8):
         super().__init__()
-        layers, c_in = [], 2
+        layers, c_in, dense = [], 2, 16 * channels
         for k in range(blocks):
             c_out = channels * 2 ** (k // 2)
             layers += [spectral_norm(nn.Conv2d(c_in, c_out, 3, 1 + k % 2, 1)), nn.LeakyReLU(0.2)]
@@ -497,7 +497,8 @@ class Discriminator(nn.Module):
     def forward(self, lr, field):
         """lr (N, 1, h, w) and field (N, 1, H, W), real or made, mm -> logits (N, 1), float32."""
         known = F.interpolate(lr, size=field.shape[-2:], mode="nearest")
-        x = self.features(torch.log10(1 + 10 * torch.cat([field, known], 1)))
+        both = torch.cat([field, known], 1).contiguous(memory_format=torch.channels_last)
+        x = self.features(torch.log10(1 + 10 * both))
         return self.classify(x.flatten(1)).float()
 
 

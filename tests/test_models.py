@@ -421,7 +421,7 @@ def test_adversarial_losses_oppose_each_other(name):
 
 
 def test_discriminator_layout_and_penalty():
-    critic = Discriminator(channels=8, dense=32)
+    critic = Discriminator(channels=8)
     convolutions = [m for m in critic.modules() if isinstance(m, torch.nn.Conv2d)]
     assert [c.stride[0] for c in convolutions] == [1, 2] * 4
     assert convolutions[0].in_channels == 2  # the field and its LR
@@ -438,7 +438,7 @@ def test_discriminator_layout_and_penalty():
 def test_a_collapse_cannot_happen_silently(caplog):
     """A critic shown two plainly different fields wins; the guard says so and lowers its step, again and again."""
     torch.manual_seed(0)
-    critic = Discriminator(channels=8, dense=32)
+    critic = Discriminator(channels=8)
     optimizer = torch.optim.Adam(critic.parameters(), 1e-2)
     guard = CollapseGuard(optimizer, threshold=0.5, patience=5)
     lr, real, fake = torch.ones(4, 1, 2, 2), torch.rand(4, 1, 16, 16) * 9, torch.zeros(4, 1, 16, 16)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import types
+from itertools import count
 
 import numpy as np
 import pytest
@@ -472,15 +473,15 @@ def test_a_checkpoint_that_is_not_whole_is_refused_in_words(home, tmp_path, monk
 
 
 def interrupted(monkeypatch, at, number):
-    """Training is sent a signal while it draws the batch of step `at`."""
-    plain = datasets.Windows.batch
+    """Training is sent a signal in the middle of step `at`."""
+    plain, steps = models.EMA.update, count()
 
-    def batch(self, step, *args, **kwargs):
-        if self.part == "train" and step == at:
+    def update(self, module):
+        if next(steps) == at:
             os.kill(os.getpid(), number)
-        return plain(self, step, *args, **kwargs)
+        plain(self, module)
 
-    monkeypatch.setattr(datasets.Windows, "batch", batch)
+    monkeypatch.setattr(models.EMA, "update", update)
 
 
 @pytest.fixture(scope="module")
@@ -610,6 +611,17 @@ def test_senseless_options_of_training_are_refused_in_words(home, tmp_path, monk
     name = option.split()[-2].strip("-")
     assert isinstance(words, str) and (name in words.replace("_", "-").replace(" ", "-") or option.split()[-1] in words)
     assert not (tmp_path / "s.pth").exists()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++), which is not here")
+def test_compiled_stages_learn_what_plain_ones_do(home, tmp_path):
+    short = ("--amp", "off", "--window", 4, 4, "--content-steps", 2, "--adversarial-steps", 0, "--runs", tmp_path / "runs")
+    for name, options in (("plain", []), ("compiled", ["--compile"])):
+        run(2, *TRAIN, *short, *options, "--checkpoint", tmp_path / f"{name}.pth")
+    plain, compiled = (loss_curves(tmp_path / "runs" / name) for name in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys() >= {"Loss_c"}
+    for name, curve in plain.items():
+        np.testing.assert_allclose(compiled[name], curve, rtol=1e-3, err_msg=name)
 
 
 def test_two_processes_equal_one(home, tmp_path, unbroken):
