@@ -9,6 +9,7 @@ Writes  --checkpoint (all that resuming and stages 3 and 4 need), runs/ (TensorB
 """
 
 import argparse
+import contextlib
 import math
 import os
 import platform
@@ -16,6 +17,7 @@ import signal
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from scipy.optimize import minimize
 from torch.nn.utils.parametrize import cached
 from torch.utils.tensorboard import SummaryWriter
 
@@ -47,16 +50,16 @@ class TrainConfig:
     """How a generator is trained; stands in the checkpoint as a dict."""
 
     recipe: str = option("crps", "crps (default), srgan (SRResNet against a BCE discriminator) or srgan-notes")
-    content_steps: int = option(4000, "steps of the content phase")
+    content_steps: int = option(2400, "steps of the content phase")
     adversarial_steps: int = option(0, "steps of the adversarial phase")
-    batch: int = option(8, "samples a step, over all processes")
+    batch: int = option(16, "samples a step, over all processes")
     members: int = option(2, "members made of each sample")
     window: tuple = option((4, 7), "smallest and largest side of what the network sees, in crops; 0: the whole region")
     crop: int = option(100, "side of what is made and compared, HR pixels (at least one LR cell); 0: the whole window")
     content: str = option("crps", "content loss: crps, mse, l1 or vgg, joined by + for a sum")
     adversarial_content: str = option("", "content loss of the adversarial phase (default: the same)")
     pools: tuple = option((1, 4, 16), "sides of the block means the CRPS is taken on, HR pixels")
-    learning_rate: float = option(1.5e-3, "step size of the generator")
+    learning_rate: float = option(2e-3, "step size of the generator")
     schedule: str = option("cosine", "cosine (to 0 within each phase) or half (times 0.1 at half time)")
     optimizer: str = option("adamw", "adamw or adam")
     restraint: float = option(
@@ -75,6 +78,7 @@ class TrainConfig:
     amounts: float = option(1.5, "scale amounts by up to this factor, either way; 1: not")
     valid_share: float = option(0.1, "share of the training files (or columns) held out for validation")
     valid_windows: int = option(24, "windows scored at each validation")
+    calibrate: int = option(30, "tries of the noise's strength at the end, for true spectra; 0: none")
     epoch_steps: int = option(200, "steps between validations, each with a checkpoint")
     initial: str = option("default", "initial weights: default, or normal for N(0, 0.02)")
     seed: int = option(0, "seed of weights, windows and noise")
@@ -109,7 +113,7 @@ KNOWN = {
 MANY = 10**9
 BOUNDS = {
     **dict.fromkeys(("batch", "members", "epoch_steps", "valid_windows", "discriminator_channels"), (1, MANY)),
-    **dict.fromkeys(("content_steps", "adversarial_steps", "crop", "seed"), (0, MANY)),
+    **dict.fromkeys(("content_steps", "adversarial_steps", "calibrate", "crop", "seed"), (0, MANY)),
     **dict.fromkeys(("clip_norm", "weight_decay", "beta", "penalty", "restraint"), (0, MANY)),
     **dict.fromkeys(("learning_rate", "discriminator_rate"), (1e-12, 10)),
     "valid_share": (0, 0.9),
@@ -425,19 +429,18 @@ class Training:
         sides = tuple(side * max(crop, 1) for side in train.window) or None
         draw = {"sides": sides, "valid_share": train.valid_share, "wet": train.wet, "seed": train.seed}
         self.windows = datasets.Windows(dataset, crop=crop, turn=train.turn, amounts=train.amounts, **draw)
-        self.held_out = (
-            datasets.Windows(
-                dataset,
-                crop=4 * crop if sides else 0,
-                part="valid",
-                turn=False,
-                **{**draw, "sides": (sides[1],) * 2 if sides else None},
-            )
-            if train.valid_share
-            else None
+        held = partial(  # whole windows' worth of crops, as they are
+            datasets.Windows,
+            dataset,
+            crop=4 * crop if sides else 0,
+            turn=False,
+            **{**draw, "sides": (sides[1],) * 2 if sides else None},
         )
+        part = "valid" if train.valid_share else "train"
+        self.held_out = held(part=part) if train.valid_share else None
+        self.calibration = held(part=part, wet=False, seed=train.seed + 1)
         self.step, self.best, self.best_weights, self.planned, self.bytes = 0, math.inf, None, True, 0
-        self.saved = None  # the step of the last checkpoint
+        self.calibrated, self.saved = False, None  # the step of the last checkpoint
         self.cutter, self.coming = ThreadPoolExecutor(1, "windows"), None
         if args.compile:  # not the trunk: gradients of its edges come in another layout than the compiler expects (torch 2.14)
             self.generator.net.stages = torch.compile(self.generator.net.stages)
@@ -572,46 +575,92 @@ class Training:
         self.scaler.step(optimizer)
         self.scaler.update()
 
+    def scored(self, windows, count, *, wet=False):
+        """This process's part of `count` windows to score: [(lr, hr, box, number)].
+
+        wet: windows that are not wet, by the rule of the score tables, give way to others where 20 draws find one.
+        """
+        first, number = self.group.share(max(count, self.group.size))
+        parts = []
+        for k in range(first, first + number):
+            draws = (windows.batch(k + count * again, 1) for again in range(20 if wet else 1))
+            good = (d for d in draws if not wet or any(utils.wet_windows(d["hr"][0, 0], min(d["hr"].shape[2:]))))
+            batch = next(good, None) or windows.batch(k, 1)
+            parts.append((*map(torch.from_numpy, (batch["lr"], batch["hr"])), batch["box"], k))
+        return parts
+
     @torch.no_grad()
-    def validate(self):
-        """Scores of the EMA generator on held-out windows: CRPS and bilinear's MAE, mm, and spectra, dB."""
-        if self.held_out is None:
-            return {}
-        net, sums, spectra, shown = self.ema.module, torch.zeros(3, dtype=torch.float64), [], None
-        first, count = self.group.share(max(self.train.valid_windows, self.group.size))
-        for k in range(first, first + count):
-            batch = self.held_out.batch(k, 1)
-            lr, hr = (torch.from_numpy(batch[name]).to(self.group.device) for name in ("lr", "hr"))
-            r0, r1, c0, c1 = batch["box"]
-            noise = [
-                net.draw_noise(1, r1 - r0, c1 - c0, generator=torch.Generator().manual_seed(1000 * k + m))
-                for m in range(4)
-            ]
-            made = torch.stack(
-                [
-                    net(lr, [z if z is None else z.to(self.group.device) for z in member], batch["box"])
-                    for member in noise
-                ]
-            )
-            plain = F.interpolate(lr, scale_factor=self.shape.scale, mode="bilinear")
-            plain = plain[
-                ..., r0 * self.shape.scale : r1 * self.shape.scale, c0 * self.shape.scale : c1 * self.shape.scale
-            ]
+    def assess(self, net, windows, members=4):
+        """Scores of a generator on what `scored` returned: CRPS and bilinear's MAE, mm, spectra, dB, and P99.9's ratio."""
+        device, scale = self.group.device, self.shape.scale
+        sums, spectra, counts, self.shown = torch.zeros(3, dtype=torch.float64), [], [], None
+        for lr, hr, box, k in windows:
+            lr, hr, (r0, r1, c0, c1) = lr.to(device), hr.to(device), box
+            sources = [torch.Generator().manual_seed(1000 * k + m) for m in range(members)]
+            drawn = [net.draw_noise(1, r1 - r0, c1 - c0, generator=source) for source in sources]
+            made = torch.stack([net(lr, [z if z is None else z.to(device) for z in noise], box) for noise in drawn])
+            r0, r1, c0, c1 = (n * scale for n in box)
+            plain = F.interpolate(lr, scale_factor=scale, mode="bilinear")[..., r0:r1, c0:c1]
             sums += torch.tensor([models.fair_crps(made, hr, (1,)).item(), F.l1_loss(plain, hr).item(), 1.0])
-            spectra.append(
-                [utils.rapsd(hr[0, 0].cpu().numpy()), np.mean([utils.rapsd(m[0, 0].cpu().numpy()) for m in made], 0)]
-            )
-            shown = shown or (lr, hr, made, batch["box"])
-        both = torch.from_numpy(np.sum(spectra, 0))
-        self.group.mean([sums, both])
+            fields = torch.cat([hr[None], made])[:, 0, 0].cpu().numpy()  # (1 + M, H, W)
+            spectrum, count = utils.rapsd(fields), utils.histogram(fields.reshape(len(fields), -1))
+            power = max(spectrum[0, 1:].sum(), 1e-30) ** 0.5  # by the root of its power, or a few storms would rule
+            spectra.append([spectrum[0] / power, spectrum[1:].mean(0) / power]), counts.append([count[0], count[1:].sum(0)])
+            self.shown = self.shown or (lr, hr, made, box)
+        both, bins = (torch.from_numpy(np.sum(part, 0).astype(np.float64)) for part in (spectra, counts))
+        self.group.mean([sums, both, bins])
         crps, mae = (sums[:2] / sums[2]).tolist()
-        self.shown = shown
+        truth, mine = utils.histogram_quantile(bins.numpy(), np.array([0.999]))[:, 0]
         return {
             "crps": crps,
             "mae_bilinear": mae,
             "ratio": crps / max(mae, 1e-12),
             "lsd_db": utils.lsd(both[1].numpy(), both[0].numpy()),
+            "p999_ratio": mine / max(truth, 1e-12),
         }
+
+    def validate(self):
+        """Scores of the EMA generator on held-out windows."""
+        return self.assess(self.ema.module, self.scored(self.held_out, self.train.valid_windows)) if self.held_out else {}
+
+    @torch.no_grad()
+    def calibrate(self, clock):
+        """Scale what each entry of noise brings in, so that the members' spectrum comes nearer to the truth's.
+
+        Fair CRPS hardly sees the finest scales, so training leaves them too smooth. The gains, one an entry, are sought on
+        held-out windows (training windows where nothing is held out); a worse CRPS, and gains far from 1, count against
+        them. The clock's end ends the search with the best so far; a signal leaves it to --resume.
+        """
+        windows, tried = self.scored(self.calibration, 2 * self.train.valid_windows, wet=True), []
+        net, weights = deepcopy(self.ema.module), (self.best_weights or self.ema.state_dict())["weights"]
+        bar = utils.progress(None, "calibrating", total=self.train.calibrate)
+
+        def cost(logs):
+            if tried and self.group.largest(clock.over):
+                raise StopIteration
+            net.load_state_dict(weights)
+            net.scale_noise(np.exp(logs))
+            scores = self.assess(net, windows, members=2)
+            worse = scores["ratio"] - (tried[0][2]["ratio"] if tried else scores["ratio"])
+            found = scores["lsd_db"] + 200 * max(worse, 0.0) + 0.3 * np.square(logs).sum()
+            tried.append((found if math.isfinite(found) else math.inf, np.exp(logs), scores))
+            bar.update()
+            return tried[-1][0]
+
+        start = np.zeros(len(net.net.entries))
+        corners = np.vstack([start, 0.5 * np.eye(len(start))])
+        with contextlib.suppress(StopIteration):
+            minimize(cost, start, method="Nelder-Mead", options={"initial_simplex": corners, "maxfev": self.train.calibrate})
+        bar.close()
+        if self.group.largest(clock.signal or 0):
+            return
+        best = min(tried, key=lambda t: t[0])
+        net.load_state_dict(weights)
+        net.scale_noise(best[1])
+        self.best_weights, self.calibrated = {"updates": self.ema.updates, "weights": net.state_dict()}, True
+        words = [" ".join(f"{k} {t[2][k]:.4g}" for k in ("ratio", "lsd_db", "p999_ratio")) for t in (tried[0], best)]
+        if not self.group.rank:
+            log(f"noise scaled by {', '.join(f'{g:.2f}' for g in best[1])}: {words[0]} -> {words[1]}")
 
     # ------------------------------------------------------------ what is kept
 
@@ -628,6 +677,7 @@ class Training:
             "averaged": self.ema.state_dict(),
             "ema": self.best_weights or self.ema.state_dict(),
             "best": self.best,
+            "calibrated": self.calibrated,
             "step": self.step,
             "epoch": self.step // self.train.epoch_steps,
             "optimizer_g": self.opt_g.state_dict(),
@@ -641,9 +691,9 @@ class Training:
 
     def save(self, path):
         """The checkpoint of this step, once: the one before it stays that of an earlier step."""
-        if self.saved != self.step:
+        if self.saved != (self.step, self.calibrated):
             utils.save_checkpoint(path, self.state())
-            self.saved = self.step
+            self.saved = self.step, self.calibrated
 
     def load(self, state):
         """Stand where a checkpoint stood."""
@@ -652,7 +702,8 @@ class Training:
         self.opt_g.load_state_dict(state["optimizer_g"]), self.opt_d.load_state_dict(state["optimizer_d"])
         self.scaler.load_state_dict(state["grad_scaler"]) if self.scaler.is_enabled() else None
         self.step, self.best, self.planned = state["step"], state["best"], state["planned"]
-        self.best_weights = state["ema"] if math.isfinite(self.best) else None
+        self.calibrated = state.get("calibrated", False)
+        self.best_weights = state["ema"] if math.isfinite(self.best) or self.calibrated else None
         torch.set_rng_state(state["rng"].cpu())
 
     def judge(self, scores):
@@ -674,7 +725,7 @@ def plan_length(training, clock, began):
     if training.planned or training.step < 3 or (training.step < WARM_UP and early):
         return
     per_step = (clock.elapsed - began) / training.step
-    left = clock.minutes * 0.93 - clock.elapsed
+    left = clock.minutes * (0.85 if training.train.calibrate else 0.93) - clock.elapsed
     total = training.train.content_steps + training.train.adversarial_steps
     fits = int(min(total, training.step + left / per_step / (1 + 0.6 * training.train.adversarial_steps / total)))
     content = max(training.step + 1, int(fits * training.train.content_steps / total))
@@ -719,6 +770,8 @@ def train_model(config, path, args, group, clock):
             close_epoch(training, path, meters, board, clock)
             meters = {}
     bar.close()
+    if training.step >= training.steps and training.train.calibrate and training.shape.noise_channels and not training.calibrated:
+        training.calibrate(clock)
     finish(training, path, args, board)
 
 

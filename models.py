@@ -298,6 +298,14 @@ class Generator(nn.Module):
         shapes = [(n, self.net.noise_channels, g * h + 2 * m, g * w + 2 * m) for g, m in self.net.entries]
         return [torch.randn(s, generator=generator, device=device) if s[1] else None for s in shapes]
 
+    @torch.no_grad()
+    def scale_noise(self, gains):
+        """Multiply the filters of each entry of noise (see draw_noise) by a gain: as much stronger is its noise."""
+        ups = self.net.ups
+        filters = [up.up for up in ups] + [ups[-1].join] * self.config.hr_noise
+        for conv, gain in zip(filters, gains, strict=True):
+            conv.weight[:, -self.config.noise_channels :] *= gain
+
     def forward(self, lr, noise=None, crop=None):
         """One member for each field of the batch.
 

@@ -101,6 +101,8 @@ __all__ = [
     "levels_for",
     "load_checkpoint",
     "log",
+    "histogram",
+    "histogram_quantile",
     "lsd",
     "netcdf_files",
     "open_checkpoint",
@@ -981,7 +983,7 @@ class QuantileMatcher:
         """Learn from lr (h, w) and hr (H, W), mm, of a day (any hashable): training days, or all days to be scored."""
         bilinear = upsample(lr, self.scale, "bilinear")
         pair = np.stack([bilinear, hr[: len(bilinear), : bilinear.shape[1]]])
-        self.days[day] = self.days.get(day, 0) + _histogram(pair[:, np.isfinite(pair).all(0)])
+        self.days[day] = self.days.get(day, 0) + histogram(pair[:, np.isfinite(pair).all(0)])
 
     def map(self, field, *, day):
         """field (H, W), mm, with the rain amounts of HR on all days but `day`; all NaN where there is no other day."""
@@ -1020,6 +1022,24 @@ def lsd(spectrum, truth):
     if len(truth) < 2 or min((s[1:] / max(s[0], 1e-30)).min() for s in (spectrum, truth)) < 1e-26:
         return np.nan  # no more than the rounding of a double
     return float(np.sqrt(np.mean((10 * np.log10(spectrum[1:] / truth[1:])) ** 2)))
+
+
+def histogram(values):
+    """Counts (M, bins) of values (M, n), mm, in bins of an eightieth of a power of two or so: what quantiles of any number of
+    fields can be had from."""
+    codes = np.clip((np.ascontiguousarray(values, np.float32).view(np.int32) >> 17) - FIRST + 1, 0, LAST - FIRST)
+    return np.stack([np.bincount(row, minlength=LAST - FIRST + 1).astype(np.int32) for row in codes])
+
+
+def histogram_quantile(counts, levels):
+    """(M, levels) of counts (M, bins), linear within a bin, the dry bin 0; NaN without a count."""
+    rows = [
+        np.interp(levels * (row.sum() - 1) + 0.5, np.append(0, np.cumsum(row)), EDGES)
+        if row.any()
+        else np.full(len(levels), np.nan)
+        for row in counts
+    ]
+    return np.where(np.stack(rows) < EDGES[1], 0, rows)
 
 
 def sal(sr, hr):
@@ -1143,7 +1163,7 @@ class ScoreTable:
         observed = self._totals("observed", weights)
         for name in self.samples:
             totals = self._totals(name, weights)
-            drawn = [_histogram_quantile(counts, levels).mean(0) for counts in totals["histogram"][1:]]
+            drawn = [histogram_quantile(counts, levels).mean(0) for counts in totals["histogram"][1:]]
             counts = totals["histogram"][0].sum(0)
             curves["rows"][name] = {
                 "quantiles": self._quantiles(name)[:, :-1].mean(0),
@@ -1195,7 +1215,7 @@ class ScoreTable:
             for share in shares
         ]
         stats = {
-            "histogram": _histogram(values),
+            "histogram": histogram(values),
             "fss": np.array([[np.vdot(a, a) for a in row] for row in smooth], np.float64),
         }
         if ok.all():
@@ -1273,7 +1293,7 @@ class ScoreTable:
             _summary(
                 _pick(totals, b),
                 _pick(observed, b),
-                *(_histogram_quantile(t["histogram"][b], QQ_LEVELS) for t in (totals, observed)),
+                *(histogram_quantile(t["histogram"][b], QQ_LEVELS) for t in (totals, observed)),
                 labels,
             )
             for b in range(1, len(weights))
@@ -1516,23 +1536,6 @@ def _fss(totals, observed):
     """Fractions skill score (Roberts and Lean 2008), (T, scales); members as shares of events (Schwartz et al. 2010)."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return 1 - (totals["fss"] + observed - 2 * totals["cross"]) / (totals["fss"] + observed)
-
-
-def _histogram(values):
-    """Counts (M, bins) of values (M, n), mm, between EDGES."""
-    codes = np.clip((np.ascontiguousarray(values, np.float32).view(np.int32) >> 17) - FIRST + 1, 0, LAST - FIRST)
-    return np.stack([np.bincount(row, minlength=LAST - FIRST + 1).astype(np.int32) for row in codes])
-
-
-def _histogram_quantile(counts, levels):
-    """(M, levels) of counts (M, bins), linear within a bin, the dry bin 0; NaN without a count."""
-    rows = [
-        np.interp(levels * (row.sum() - 1) + 0.5, np.append(0, np.cumsum(row)), EDGES)
-        if row.any()
-        else np.full(len(levels), np.nan)
-        for row in counts
-    ]
-    return np.where(np.stack(rows) < EDGES[1], 0, rows)
 
 
 def _join(store, stats):
