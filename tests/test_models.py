@@ -216,6 +216,17 @@ def test_without_noise_channels_it_is_deterministic():
     assert np.array_equal(a[0], a[1])
 
 
+@pytest.mark.parametrize("hr_noise", [False, True])
+def test_noise_scaled_in_the_filters_is_noise_scaled(hr_noise):
+    generator, lr = make(hr_noise=hr_noise), as_batch(rain(3, 4))
+    noise, gains = generator.draw_noise(1, 3, 4), [0.5, 2.0, 3.0][: 2 + hr_noise]
+    stronger = generator(lr, [z * gain for z, gain in zip(noise, gains, strict=True)])
+    before = generator(lr, noise)
+    generator.scale_noise(gains)
+    torch.testing.assert_close(generator(lr, noise), stronger, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before, stronger, rtol=1e-2)
+
+
 def test_noise_at_hr_changes_pixels_of_its_own():
     """With the same noise everywhere else, and still one mean a block."""
     generator, lr = make(hr_noise=True), as_batch(rain(3, 4))

@@ -613,6 +613,31 @@ def test_senseless_options_of_training_are_refused_in_words(home, tmp_path, monk
     assert not (tmp_path / "s.pth").exists()
 
 
+def test_calibration_finds_the_strength_that_noise_has_lost(home, tmp_path, capsys):
+    """A generator of rough fields whose noise was made a fifth as strong: only its noise changes, and its spectrum comes nearer."""
+    state = utils.load_checkpoint(home.coarsen)
+    weak = models.load_generator(state)
+    weak.net.out.weight.data.mul_(20)
+    weak.scale_noise([0.2] * len(weak.net.entries))
+    state["ema"]["weights"] = weak.state_dict()
+    utils.save_checkpoint(tmp_path / "weak.pth", state)
+    truth = ("--target", "coarsen", "--data-folder", "Data/JsonHr")
+    still = ("--content-steps", 1, "--adversarial-steps", 0, "--learning-rate", 1e-12, "--weight-decay", 0, "--amp", "off")
+    run(2, *TRAIN, *truth, *still, "--init", tmp_path / "weak.pth", "--calibrate", 25, "--checkpoint", tmp_path / "c.pth")
+    words = capsys.readouterr().out
+    gains, before, after = re.search(r"noise scaled by ([\d., ]+): .*?lsd_db ([\d.]+) .*lsd_db ([\d.]+)", words).groups()
+    gains = [float(gain) for gain in gains.split(",")]
+    assert float(after) < float(before) and max(gains) > 1.2
+    state = utils.load_checkpoint(tmp_path / "c.pth")
+    plain, made = state["averaged"]["weights"], state["ema"]["weights"]
+    changed = {name for name in plain if not torch.equal(plain[name], made[name])}
+    assert changed == {f"net.ups.{k}.up.weight" for k in range(len(gains))}
+    for k, gain in enumerate(gains):
+        old, new = (w[f"net.ups.{k}.up.weight"] for w in (plain, made))
+        torch.testing.assert_close(new[:, -1] / old[:, -1], torch.full_like(old[:, -1], gain), rtol=0, atol=0.006)
+        assert torch.equal(new[:, :-1], old[:, :-1])
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++), which is not here")
 def test_compiled_stages_learn_what_plain_ones_do(home, tmp_path):
     short = ("--amp", "off", "--window", 4, 4, "--content-steps", 2, "--adversarial-steps", 0, "--runs", tmp_path / "runs")
