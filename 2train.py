@@ -440,7 +440,7 @@ class Training:
         self.held_out = held(part=part) if train.valid_share else None
         self.calibration = held(part=part, wet=False, seed=train.seed + 1)
         self.step, self.best, self.best_weights, self.planned, self.bytes = 0, math.inf, None, True, 0
-        self.calibrated, self.saved = False, None  # the step of the last checkpoint
+        self.calibrated, self.saved = False, None  # saved: (step, calibrated) of the last checkpoint
         self.cutter, self.coming = ThreadPoolExecutor(1, "windows"), None
         if args.compile:  # not the trunk: gradients of its edges come in another layout than the compiler expects (torch 2.14)
             self.generator.net.stages = torch.compile(self.generator.net.stages)
