@@ -1845,7 +1845,7 @@ def _place(lat, lon):
 
 
 def _qq(ax, observed, lines, names, band=None, *, marker="", title):
-    top = 1.3 * max(1, *(np.nanmax(q) for q in (observed, *lines.values())))
+    top = 1.3 * np.nanmax(np.concatenate([[1.0], observed, *lines.values()]))  # a site may be missing every day
     floor = 0.1 if top > 20 else 0.02
     ax.plot([floor, top], [floor, top], color="0.6", lw=0.8)
     for name, quantiles in lines.items():
