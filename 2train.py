@@ -633,6 +633,8 @@ class Training:
         """
         windows, tried = self.scored(self.calibration, 2 * self.train.valid_windows, wet=True), []
         net, weights = deepcopy(self.ema.module), (self.best_weights or self.ema.state_dict())["weights"]
+        if not self.group.rank:
+            log(f"calibrating the noise: up to {self.train.calibrate} tries on {2 * self.train.valid_windows} windows")
         bar = utils.progress(None, "calibrating", total=self.train.calibrate)
 
         def cost(logs):
