@@ -132,7 +132,7 @@ class ConvolutionFlops(TorchDispatchMode):
 
 
 def convolution_rate(step, profile):
-    """(GFLOP of one step, seconds of them in convolutions, table of the dearest operations)."""
+    """(GFLOP of a call, its seconds in convolutions, table of the dearest operations)."""
     with ConvolutionFlops() as counter:
         step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as record:
@@ -153,9 +153,15 @@ def bench_step(args, scratch):
     rows, tables = [], []
     for words, adversarial in (("content", 0), ("adversarial", 1)):
         run = training(scratch, adversarial)
-        each = stage2.PENALTY_EVERY if adversarial else 4  # steps: one of them has the penalty
-        seconds = median_seconds(lambda run=run, each=each: [run.run_step() for _ in range(each)]) / each
-        flops, spent, table = convolution_rate(run.run_step, args.profile)
+        each = stage2.PENALTY_EVERY  # steps: one of them has the penalty
+
+        def steps(run=run, each=each):
+            for _ in range(each):
+                run.run_step()
+
+        seconds = median_seconds(steps) / each
+        flops, spent, table = convolution_rate(steps, args.profile)
+        flops, spent = flops / each, spent / each
         dtype = run.amp or torch.float32
         a = torch.randn(2048, 2048, dtype=dtype)
         peak = 2 * 2048**3 / median_seconds(lambda a=a: a @ a) / 1e9

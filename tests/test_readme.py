@@ -16,7 +16,7 @@ from datasets import read_field
 
 LANGUAGES = ("README.md", "README.zh-CN.md")
 SHORT = {  # what is typed behind a command's own options here; the last one counts
-    "2": "--content-steps 2 --batch 1 --channels 8 --blocks 1 --noise-channels 1 --valid-windows 1 --valid-share 0.4 --device cpu",
+    "2": "--content-steps 2 --batch 1 --channels 8 --blocks 1 --noise-channels 1 --valid-windows 1 --valid-share 0.4 --calibrate 2 --device cpu",
     "3": "--members 1",
     "4": "--members 1",
 }
