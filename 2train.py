@@ -78,7 +78,7 @@ class TrainConfig:
     amounts: float = option(1.5, "scale amounts by up to this factor, either way; 1: not")
     valid_share: float = option(0.1, "share of the training files (or columns) held out for validation")
     valid_windows: int = option(24, "windows scored at each validation")
-    calibrate: int = option(30, "tries of the noise's strength at the end, for true spectra; 0: none")
+    calibrate: int = option(0, "tries of the noise's strength at the end, for true spectra (30 to 50; minutes); 0: none")
     epoch_steps: int = option(200, "steps between validations, each with a checkpoint")
     initial: str = option("default", "initial weights: default, or normal for N(0, 0.02)")
     seed: int = option(0, "seed of weights, windows and noise")
