@@ -692,7 +692,7 @@ class Training:
         }
 
     def save(self, path):
-        """The checkpoint of this step, once: the one before it stays that of an earlier step."""
+        """The checkpoint of this step, once: the one before it is of an earlier step, or of this one not yet calibrated."""
         if self.saved != (self.step, self.calibrated):
             utils.save_checkpoint(path, self.state())
             self.saved = self.step, self.calibrated

@@ -1205,7 +1205,8 @@ class SRDataset(torch.utils.data.Dataset):
         return interpolate(self.files.values(i), plan.source, plan.hr) if values is None else np.array(values, "float32")
 
     def crop(self, i, rows, cols):
-        """HR of file i on these rows and columns (slices) of the LR cells' area, plan.core; float32, maybe a view."""
+        """HR of file i on these rows and columns of the LR cells' area, plan.core (slices; pixel numbers where it is interpolated);
+        float32, maybe a view."""
         plan, values = self.plans[i], self._truth(i, self.plans[i].core)
         return interpolate(self.files.values(i), plan.source, plan.core, rows, cols) if values is None else values[rows, cols]
 
@@ -1214,14 +1215,10 @@ class SRDataset(torch.utils.data.Dataset):
 
         Args: i: file. rows, cols (n,): their north-west pixels. sides: (height, width), pixels. Returns: (n,).
         """
-        plan, values = self.plans[i], self._truth(i, self.plans[i].core)
+        values = self._truth(i, self.plans[i].core)
         down, across = (np.arange(0, side, max(1, side // self.LINES)) for side in sides)
         if values is None:
-            looks = [
-                interpolate(self.files.values(i), plan.source, plan.core, r + down, c + across)
-                for r, c in zip(rows, cols, strict=True)
-            ]
-            return np.mean(looks, (1, 2))
+            return np.array([self.crop(i, r + down, c + across).mean() for r, c in zip(rows, cols, strict=True)])
         return values[(rows[:, None] + down)[:, :, None], (cols[:, None] + across)[:, None]].mean((1, 2))
 
     def lr(self, i):

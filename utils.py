@@ -98,11 +98,11 @@ __all__ = [
     "field_times",
     "find_checkpoint",
     "format_table",
+    "histogram",
+    "histogram_quantile",
     "levels_for",
     "load_checkpoint",
     "log",
-    "histogram",
-    "histogram_quantile",
     "lsd",
     "netcdf_files",
     "open_checkpoint",
@@ -1025,8 +1025,7 @@ def lsd(spectrum, truth):
 
 
 def histogram(values):
-    """Counts (M, bins) of values (M, n), mm, in bins of an eightieth of a power of two or so: what quantiles of any number of
-    fields can be had from."""
+    """Counts (M, bins) of values (M, n), mm, between EDGES, 64 bins a power of two."""
     codes = np.clip((np.ascontiguousarray(values, np.float32).view(np.int32) >> 17) - FIRST + 1, 0, LAST - FIRST)
     return np.stack([np.bincount(row, minlength=LAST - FIRST + 1).astype(np.int32) for row in codes])
 

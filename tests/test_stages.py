@@ -638,6 +638,25 @@ def test_calibration_finds_the_strength_that_noise_has_lost(home, tmp_path, caps
         assert torch.equal(new[:, :-1], old[:, :-1])
 
 
+def test_a_signal_in_the_calibration_leaves_it_to_resume(home, tmp_path, monkeypatch):
+    argv = [*TRAIN, "--calibrate", 4, "--checkpoint"]
+    assert run(2, *argv, tmp_path / "whole.pth") == 0
+    with monkeypatch.context() as patch:
+        plain, tries = models.Generator.scale_noise, count()
+
+        def scale_noise(self, gains):
+            if next(tries) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            plain(self, gains)
+
+        patch.setattr(models.Generator, "scale_noise", scale_noise)
+        assert run(2, *argv, tmp_path / "cut.pth") == 128 + signal.SIGTERM
+    assert not utils.load_checkpoint(tmp_path / "cut.pth")["calibrated"]
+    assert run(2, *argv, tmp_path / "cut.pth", "--resume") == 0
+    same(tmp_path / "cut.pth", tmp_path / "whole.pth")
+    assert utils.load_checkpoint(tmp_path / "cut.pth")["calibrated"]
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++), which is not here")
 def test_compiled_stages_learn_what_plain_ones_do(home, tmp_path):
     short = ("--amp", "off", "--window", 4, 4, "--content-steps", 2, "--adversarial-steps", 0, "--runs", tmp_path / "runs")
