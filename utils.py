@@ -21,6 +21,7 @@ import sys
 import textwrap
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import netCDF4
@@ -1110,9 +1111,15 @@ class ScoreTable:
         """
         sr, hr, lr, ok = self._check(np.asarray(sr, np.float32), np.asarray(hr, np.float32), np.asarray(lr))
         store = self.blocks.setdefault(day if block is None else block, {})
-        truth = self._add_field(store, "observed", hr[None], ok), _objects(np.where(ok, hr, 0))
-        for name, field in self._methods(sr, lr, day):
-            self._add_row(store, name, field, hr, lr, ok, truth)
+        observed, smooth = self._field_terms(hr[None], ok)
+        truth, names, fields = (hr, smooth, _objects(np.where(ok, hr, 0))), *zip(*self._methods(sr, lr, day), strict=True)
+        with ThreadPoolExecutor(2) as pool:  # NumPy leaves the interpreter alone; more at once would take more memory
+            rows = pool.map(functools.partial(self._row_terms, truth=truth, lr=lr, ok=ok), fields)
+            for name, terms in (("observed", observed), *zip(names, rows, strict=True)):
+                self.samples.setdefault(name, []).append(terms.pop("values"))
+                if "gap" in terms:
+                    self.conservation[name] = float(np.maximum(terms.pop("gap"), self.conservation.get(name, 0)))
+                _join(store, {(name, key): value for key, value in terms.items()})
         if len(sr) > 1:
             self._add_ranks(store, sr[:, ok], hr[ok])
         self.fields += 1
@@ -1201,10 +1208,9 @@ class ScoreTable:
             fields["one member"] = sr
         return [(name, field) for name, field in fields.items() if field is not None]
 
-    def _add_field(self, store, name, field, ok):
-        """Keep histogram, spectrum and FSS terms of field (M, H, W); its smoothed event shares [threshold][scale]."""
+    def _field_terms(self, field, ok):
+        """({values, histogram, spectrum and FSS terms} of field (M, H, W), its smoothed event shares [threshold][scale])."""
         values = field[:, ok][:, :: self.stride]
-        self.samples.setdefault(name, []).append(values)
         shares = [(field >= t).sum(0, dtype=np.float32) * ok / len(field) for t in self.thresholds]
         smooth = [
             [
@@ -1213,34 +1219,32 @@ class ScoreTable:
             ]
             for share in shares
         ]
-        stats = {
+        terms = {
+            "values": values,
             "histogram": histogram(values),
             "fss": np.array([[np.vdot(a, a) for a in row] for row in smooth], np.float64),
         }
         if ok.all():
-            stats["spectrum"] = rapsd(field).mean(0)
-        _join(store, {(name, stat): value for stat, value in stats.items()})
-        return smooth
+            terms["spectrum"] = rapsd(field).mean(0)
+        return terms, smooth
 
-    def _add_row(self, store, name, field, hr, lr, ok, truth):
-        values, smooth, (h, w) = field[:, ok], self._add_field(store, name, field, ok), lr.shape
-        gaps = np.abs([_sal(_objects(np.where(ok, member, 0)), truth[1], hr.shape) for member in field])
+    def _row_terms(self, field, *, truth, lr, ok):
+        """What a day adds to the row of field (M, H, W); truth: hr, its smoothed event shares and its rain objects."""
+        hr, shares, objects = truth
+        values, (kept, smooth), (h, w) = field[:, ok], self._field_terms(field, ok), lr.shape
+        gaps = np.abs([_sal(_objects(np.where(ok, member, 0)), objects, hr.shape) for member in field])
         gaps = gaps[np.isfinite(gaps).all(1)]  # of the members that are not dry
         error = values.mean(0) - hr[ok]
         variance = values.var(0, ddof=1) if len(values) > 1 else np.zeros(1)
         terms = ok, error, error**2, fair_crps(values, hr[ok]), variance
-        cross = [[np.vdot(a, b) for a, b in zip(*rows, strict=True)] for rows in zip(smooth, truth[0], strict=True)]
-        _join(
-            store,
-            {
-                (name, "sums"): np.array([term.sum(dtype=np.float64) for term in terms]),
-                (name, "cross"): np.array(cross, np.float64),
-                (name, "sal"): np.append(gaps.mean(0), 1) if len(gaps) else np.zeros(4),
-            },
-        )
+        cross = [[np.vdot(a, b) for a, b in zip(*rows, strict=True)] for rows in zip(smooth, shares, strict=True)]
         means = field.reshape(-1, h, self.scale, w, self.scale).mean((2, 4), dtype=np.float64)
-        gap = np.abs(means - lr)[:, np.isfinite(lr)].max(initial=0)
-        self.conservation[name] = float(np.maximum(gap, self.conservation.get(name, 0)))
+        return kept | {
+            "sums": np.array([term.sum(dtype=np.float64) for term in terms]),
+            "cross": np.array(cross, np.float64),
+            "sal": np.append(gaps.mean(0), 1) if len(gaps) else np.zeros(4),
+            "gap": np.abs(means - lr)[:, np.isfinite(lr)].max(initial=0),
+        }
 
     def _add_ranks(self, store, values, truth):
         """Rank histogram, ties (dry pixels) broken at random (Hamill 2001), and counts for the reliability diagram."""
