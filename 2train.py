@@ -264,6 +264,10 @@ def plan_models(args):
                 f"{args.data_folder}: no evaluation or forecast list says which step to train for; give --lr-step, or run "
                 "1create_data_lists.py with such folders"
             )
+    for option in ("checkpoint", "export"):
+        name = getattr(args, option)
+        if name and Path(name).suffix not in (".pth", ".pt"):  # what stands under such a name may be anything, a day of rain too
+            raise DataError(f"--{option} {name}: expected a name that ends in .pth")
     configs = [datasets.DataConfig(**{**datasets.data_options(args), "lr_step": step}) for step in steps]
     if args.checkpoint and len(configs) > 1:
         raise DataError(

@@ -45,7 +45,7 @@ AS_STORED = "as stored"  # units not decided yet
 OPEN = {"decode_times": False, "cache": False} | dict.fromkeys(
     {"create_default_indexes"} & set(inspect.signature(xr.open_dataset).parameters), False
 )
-READER_VERSION = 1  # raise when the reader's result changes: old caches are then rebuilt
+READER_VERSION = 2  # raise when the reader's result changes: old caches are then rebuilt
 
 AMOUNTS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "kg m-2": 1.0}  # to mm
 RATES = {"kg m-2 s-1": 1.0, "mm s-1": 1.0, "mm h-1": 1 / 3600, "mm day-1": 1 / 86400, "m s-1": 1000.0}  # to mm / s
@@ -361,7 +361,17 @@ def read_field(path, units=None):
     Raises: DataError: names the file, what was found, what was expected and what to do.
     """
     with _open(path) as dataset:
-        return canonical(_pick(dataset, path), path, units, dataset)
+        return canonical(_input(dataset, path), path, units, dataset)
+
+
+def _input(dataset, path):
+    """The field of an input file: what stages 3 and 4 made is none."""
+    if {"checkpoint", "request"} <= set(dataset.attrs):
+        raise DataError(
+            f"{path}: made by stage 3 or 4 with {dataset.attrs['checkpoint']}; expected days or forecasts to work on: keep results "
+            "(--out) and inputs in folders of their own"
+        )
+    return _pick(dataset, path)
 
 
 def canonical(field, path=None, units=None, dataset=None, undecided=None):
@@ -517,6 +527,8 @@ def field_times(field, path=None):
     valid, plain = _decode(field, "valid_time"), _decode(field, "time")
     time = plain if valid is None else valid
     named = name_times(Path(path).stem) if path else None
+    if named and named[1] is not None and reference is None and valid is None and plain == named[1]:
+        return named  # a forecast whose only time is the one it was issued at
     if time is None and named is None and path:
         raise DataError(
             "no decodable time coordinate, and the name is not a date; expected a name like 1950_08_01.nc (a day), "
@@ -588,8 +600,10 @@ def _own_units(field):
     Raises: DataError: attributes that are not understood, or that its values or each other contradict.
     """
     units, name = _unit_name(field.attrs.get("units")), str(field.attrs.get("standard_name", ""))
-    if units in AMOUNTS and name.endswith(("_flux", "_rate")):
-        raise DataError(f"standard_name {name} is a rate, units {units} are an amount; say which with --units")
+    if name and not re.search("precip|rain|snow", name):
+        raise DataError(f"standard_name {name} is no rain; expected precipitation; another variable, or say what it is in with --units")
+    if units not in RATES and name.endswith(("_flux", "_rate")):
+        raise DataError(f"standard_name {name} is a rate, units {units or 'there are none'}; say what it is in with --units")
     limit = np.ravel(field.attrs.get("valid_max", field.attrs.get("valid_range", np.inf)))[-1]
     if isinstance(limit, np.integer) and "scale_factor" in field.encoding:  # of the packed values
         limit = limit * field.encoding["scale_factor"] + field.encoding.get("add_offset", 0)
@@ -666,6 +680,9 @@ def _to_mm(values, units, dataset, path):
 
     Raises: DataError: a cell that is infinite, more negative than packing noise or above MAX_DAILY.
     """
+    name, period, _ = _bounds(dataset)
+    if period > 1.05 * 86400:
+        raise DataError(f"{name} span {period / 86400:g} days; expected a file a day (or less): cut it, as with cdo splitsel,1")
     if units == AS_STORED:
         mm, bad = values, np.abs(values) > 1e38  # infinite, or soon to be in float32
     else:
@@ -686,17 +703,14 @@ def _to_mm(values, units, dataset, path):
 
 def _period(units, dataset, path):
     """Seconds that a rate stands for: its time bounds, else one day where the name says a day."""
-    for name in ("time_bnds", "time_bounds"):
-        if dataset is not None and name in dataset:
-            unit = str(dataset["time"].attrs.get("units", "") if "time" in dataset.variables else "").split(" since")[0]
-            seconds = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}.get(unit.strip().lower().rstrip("s"))
-            period = float(np.ptp(np.asarray(dataset[name].values, "float64"))) * (seconds or np.nan)
-            if not period > 0:
-                raise DataError(
-                    f"units {units} are a rate, and {name} gives no period: {dataset[name].values.ravel()} in {unit or 'no unit'}; "
-                    "expected start and end, and a time unit of seconds, minutes, hours or days"
-                )
-            return period
+    name, period, unit = _bounds(dataset)
+    if name and not period > 0:
+        raise DataError(
+            f"units {units} are a rate, and {name} gives no period: {dataset[name].values.ravel()} in {unit or 'no unit'}; "
+            "expected start and end, and a time unit of seconds, minutes, hours or days"
+        )
+    if name:
+        return period
     stem = Path(path).stem if path else ""
     times = name_times(stem)
     clock = re.match(r"\d{4}[_-]\d\d[_-]\d\d[_-]\d{4}(?!\d)", stem)  # 2019_06_10_0000: a time of day, not a day
@@ -705,6 +719,19 @@ def _period(units, dataset, path):
     raise DataError(
         f"units {units} are a rate and the file does not say over which period; add time bounds, or give amounts"
     )
+
+
+def _bounds(dataset):
+    """(name, seconds between, unit) of a dataset's time bounds: seconds NaN where not understood, name None without any."""
+    variables = {} if dataset is None else dataset.variables
+    time = variables["time"].attrs if "time" in variables else {}
+    for name in (time.get("bounds"), "time_bnds", "time_bounds"):
+        if name in variables:
+            unit = str(variables[name].attrs.get("units") or time.get("units", "")).split(" since")[0].strip()
+            seconds = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}.get(unit.lower().rstrip("s"), np.nan)
+            values = np.asarray(variables[name].values)
+            return name, (float(np.ptp(values.astype("float64"))) if values.dtype.kind in "iuf" else np.nan) * seconds, unit
+    return None, np.nan, ""
 
 
 def inspect_files(paths, units="auto"):
@@ -750,7 +777,7 @@ def inspect_files(paths, units="auto"):
 def _inspect(path, units):
     """The record of one file; its units are AS_STORED where nothing says."""
     with _open(path) as dataset:
-        tp = canonical(_pick(dataset, path), path, units, dataset, undecided=AS_STORED)
+        tp = canonical(_input(dataset, path), path, units, dataset, undecided=AS_STORED)
     stat, grid, reference = Path(path).stat(), grid_of(tp), tp.coords.get("forecast_reference_time")
     return {
         "path": Path(path).as_posix(),
@@ -996,7 +1023,7 @@ class Archive:
             ]
         )
         stem = Path(folder) / "cache" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        self.index, self.data = _load_cache(stem) or self._build(stem, units)
+        self.index, self.data = _load_cache(stem, len(self.paths)) or self._build(stem, units)
 
     def _build(self, stem, units):
         """Decode file by file straight into the cache: memory holds one field, however long the list."""
@@ -1008,7 +1035,8 @@ class Archive:
                     old.unlink(missing_ok=True)
             with part.open("wb") as file:
                 index = self._decode(units, f"decoding into {stem.parent}", file.write)
-            quicker = _load_cache(stem)  # another process made it, and others may be reading it on a shared disk
+                file.flush(), os.fsync(file.fileno())  # or a crash could leave zeros under the final name
+            quicker = _load_cache(stem, len(self.paths))  # another process made it, and others may be reading it on a shared disk
             if quicker:
                 return quicker
             os.replace(part, stem.with_suffix(".f32"))
@@ -1021,7 +1049,7 @@ class Archive:
             with contextlib.suppress(OSError):
                 part.unlink()
         utils.write_json(stem.with_suffix(".json"), index)
-        return _load_cache(stem)
+        return _load_cache(stem, len(self.paths))
 
     def _decode(self, units, words, write):
         """Give each field's bytes to `write`; returns the index: where each begins, its grid, attributes and times."""
@@ -1070,17 +1098,19 @@ def _existing(path):
     return path
 
 
-def _load_cache(stem):
-    """(index, memory map) of a complete cache, else None."""
+def _load_cache(stem, count):
+    """(index, memory map) of a complete cache of so many files, else None."""
     try:
         index = json.loads(stem.with_suffix(".json").read_text())
-        return index, np.memmap(stem.with_suffix(".f32"), np.float32, "r").view(np.ndarray)
-    except (OSError, ValueError):
+        data = np.memmap(stem.with_suffix(".f32"), np.float32, "r").view(np.ndarray)
+        whole = len(index) == count and sum(int(r["grid"][3]) * int(r["grid"][4]) for r in index) == data.size
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
+    return (index, data) if whole else None
 
 
 def _units_for(paths, known):
-    """{path: units}: as stage 1 found them, else decided here from all files."""
+    """{path: units}: as stage 1 found them; of files it did not see, decided here from all."""
     if isinstance(known, str):
         return dict.fromkeys(paths, known)
     if all(path in known for path in paths):
@@ -1088,7 +1118,7 @@ def _units_for(paths, known):
     records, faults = inspect_files(paths)
     if faults:
         raise DataError(faults[0])
-    return {record["path"]: record["units"] for record in records}
+    return {record["path"]: record["units"] for record in records} | known
 
 
 def open_list(data_folder, split, part="lr", units="auto"):
@@ -1097,10 +1127,23 @@ def open_list(data_folder, split, part="lr", units="auto"):
     paths = [entry[part] if isinstance(entry, dict) else entry if part == "lr" else None for entry in entries]
     if None in paths:
         return None
-    known = {r["path"]: r["units"] for records in info.get("files", {}).values() for r in records if r["units"]}
+    found = info.get("files", {})
+    own = f"{split}_hr" if part == "hr" else split  # last: a file in several lists may have been listed with other --units
+    records = [r for key in sorted(found, key=lambda key: key == own) for r in found[key] if r["units"]]
+    known = {r["path"]: r["units"] for r in records if not _rewritten(r)}
     return Archive(
         [Path(p).as_posix() for p in paths], known if units == "auto" else units, data_folder, f"{split}_{part}"
     )
+
+
+def _rewritten(record):
+    """True where a file whose attribute said its units is no longer the file that stage 1 saw."""
+    try:
+        stat = os.stat(record["path"])
+    except OSError:
+        return False  # said where it is opened
+    seen = record.get("size"), record.get("mtime_ns")
+    return record.get("units_from") == "attribute" and seen != (stat.st_size, stat.st_mtime_ns)
 
 
 def checkpoint_config(state, region=None, units="auto"):

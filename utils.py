@@ -393,7 +393,10 @@ def inspect_headers(paths):
 
 def _pair_by_time(records, truth, split):
     """[{"lr": path, "hr": path}] of the times that both have."""
-    by_time = {record["time"]: record["path"] for record in truth}
+    by_time = {}
+    for record in truth:
+        if by_time.setdefault(record["time"], record["path"]) != record["path"]:
+            raise DataError(f"{split}: two truths of {record['time']}: {by_time[record['time']]} and {record['path']}; expected one, take one away")
     pairs = [{"lr": r["path"], "hr": by_time[r["time"]]} for r in records if r["time"] in by_time]
     if not pairs:
         raise DataError(
@@ -525,6 +528,8 @@ def load_checkpoint(path, map_location="cpu"):
         inside, or another format.
     """
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: a folder; expected a checkpoint or export, a file that 2train.py writes")
     if not path.is_file():
         raise Damaged(f"{path}: no such checkpoint; 2train.py makes it")
     try:
@@ -827,7 +832,7 @@ def downscale_args(description, out, argv=None, extend=None):
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=functools.partial(positive, low=0, high=10**9),
         metavar="N",
         default=0,
         help="one seed gives one ensemble, whatever the tiles and machines (default: %(default)s)",
@@ -868,10 +873,10 @@ def downscale_args(description, out, argv=None, extend=None):
     return args
 
 
-def positive(text):
-    """argparse type: a whole number of 1 or more."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of 1 or more")
+def positive(text, low=1, high=None):
+    """argparse type: a whole number of 1 (or `low`) or more, at most `high`."""
+    if not text.isdigit() or int(text) < low or high is not None and int(text) > high:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of {low} " + ("or more" if high is None else f"to {high}"))
     return int(text)
 
 

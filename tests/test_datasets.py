@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import datasets
+import utils
 from datasets import DataConfig, Grid, PreTransforms, SRDataset, Windows, block_mean, inspect_files, read_field
 from utils import DataError
 
@@ -29,6 +30,11 @@ def lists(folder, **splits):
         plain = [{k: str(v) for k, v in e.items()} if isinstance(e, dict) else str(e) for e in entries]
         (folder / f"Pre{split.title()}.json").write_text(json.dumps(plain))
     return folder
+
+
+def inspected(folder, **splits):
+    """PreInfo.json as stage 1 writes it, of records."""
+    utils.write_json(folder / utils.INFO, {"files": splits})
 
 
 # ---------------------------------------------------------------- the reader
@@ -148,8 +154,16 @@ def test_a_rate_needs_a_period(tmp_path):
     }
     dims = {"lat": 13, "lon": 15, "time": 1, "two": 2}
     np.testing.assert_allclose(read_field(write_plain(tmp_path / "a.nc", dims, parts | bounds)), FIELD, rtol=1e-6)
+    named = parts | {"time": ("f8", ("time",), [6], {"units": "hours since 2023-08-01", "bounds": "span"})}
+    span = {"span": ("f8", ("time", "two"), [[0, 360]], {"units": "minutes since 2023-08-01"})}  # bounds by CF's attribute, in their own units
+    np.testing.assert_allclose(read_field(write_plain(tmp_path / "2023_08_01.nc", dims, named | span)), FIELD, rtol=1e-6)
     with pytest.raises(DataError, match="a.nc.*period"):
         read_field(write_plain(tmp_path / "a.nc", dims, parts))
+    for units in ("mm", "mm h-1"):
+        month = {"tp": ("f8", ("time", "lat", "lon"), FIELD[None], {"units": units})}
+        month["time_bnds"] = ("f8", ("time", "two"), [[0, 744]], {})
+        with pytest.raises(DataError, match="2023_08_01.nc: time_bnds span 31 days; expected a file a day"):
+            read_field(write_plain(tmp_path / "2023_08_01.nc", dims, parts | month))
     with pytest.raises(DataError, match="period"):  # a clock time in the name is not a day, midnight included
         read_field(day(tmp_path, name="2019_06_10_0000.nc", attrs={"units": "kg m-2 s-1"}))
 
@@ -545,10 +559,48 @@ def test_cache_follows_the_file(tmp_path):
     day(tmp_path, FIELD * 2)
     second, _ = SRDataset(folder, "train", region="all", hr_step=0.1)[0]
     np.testing.assert_array_equal(second, first * 2)
-    for part in (tmp_path / "cache").iterdir():
-        part.write_bytes(part.read_bytes()[:40])  # damaged: made again
-    third, _ = SRDataset(folder, "train", region="all", hr_step=0.1)[0]
-    np.testing.assert_array_equal(third, second)
+    parts = sorted((tmp_path / "cache").iterdir())
+    for damaged, left in (parts, 40), (parts[:1], 40), (parts[1:], 0), (parts[1:], "[]"), (parts[1:], '[{"grid": 5}]'):
+        for part in damaged:
+            part.write_bytes(left.encode() if isinstance(left, str) else part.read_bytes()[:left])  # made again
+        third, _ = SRDataset(folder, "train", region="all", hr_step=0.1)[0]
+        np.testing.assert_array_equal(third, second)
+
+
+def test_a_file_rewritten_in_other_units_after_stage_1_is_read_in_its_own(tmp_path):
+    paths = [day(tmp_path, FIELD + k, name=f"2023_08_0{k + 1}.nc", attrs={"units": "mm"}) for k in range(2)]
+    folder = lists(tmp_path, train=paths)
+    inspected(folder, train=inspect_files(paths)[0])
+    first = datasets.open_list(folder, "train").values(0).copy()
+    day(tmp_path, FIELD / 1000, name="2023_08_01.nc", attrs={"units": "m"})
+    np.testing.assert_allclose(datasets.open_list(folder, "train").values(0), first, rtol=1e-5)
+
+
+def test_units_of_one_list_are_its_own_and_survive_a_path_added_by_hand(tmp_path):
+    paths = [day(tmp_path, FIELD + k, name=f"2023_08_0{k + 1}.nc", attrs={"units": "mm"}) for k in range(2)]
+    folder = lists(tmp_path, train=paths[:1])
+    (record,), _ = inspect_files(paths[:1])
+    inspected(folder, train=[record | {"units": "cm", "units_from": "--units"}], eval=[record])
+    assert datasets.open_list(folder, "train").values(0).max() == pytest.approx(10 * FIELD.max(), rel=1e-5)
+    lists(tmp_path, train=paths)
+    assert datasets.open_list(folder, "train").values(0).max() == pytest.approx(10 * FIELD.max(), rel=1e-5)
+    assert datasets.open_list(folder, "train").values(1).max() == pytest.approx(FIELD.max() + 1, rel=1e-5)
+
+
+def test_a_field_that_says_it_is_no_amount_of_rain_is_refused_without_units(tmp_path):
+    for name, words in (("air_temperature", "air_temperature is no rain"), ("lwe_precipitation_rate", "is a rate")):
+        path = day(tmp_path, FIELD + 250, attrs={"standard_name": name})
+        with pytest.raises(DataError, match=words):
+            read_field(path)
+
+
+def test_a_forecast_whose_only_time_is_its_issue_time_is_valid_when_its_name_says(tmp_path):
+    dims = {"lat": 13, "lon": 15}
+    parts = {"lat": ("f8", ("lat",), LAT, {}), "lon": ("f8", ("lon",), LON, {})}
+    parts["time"] = ("f8", (), 18, {"units": "hours since 2023-08-11"})
+    parts["tp"] = ("f8", ("lat", "lon"), FIELD, {"units": "mm", "coordinates": "time"})
+    tp = read_field(write_plain(tmp_path / "2023_08_11_18_08_12_china.nc", dims, parts))
+    assert str(tp.time.values)[:13] == "2023-08-12T00" and str(tp.forecast_reference_time.values)[:13] == "2023-08-11T18"
 
 
 def test_a_slower_process_does_not_replace_a_cache_that_is_being_read(tmp_path, monkeypatch):

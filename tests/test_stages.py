@@ -103,6 +103,20 @@ def test_pairs_by_time_and_what_has_no_partner_is_said(workdir, capsys):
     assert "low/2023_08_01.nc" in words and "high/2023_08_04.nc" in words
 
 
+def test_two_truths_of_one_time_are_refused(workdir, monkeypatch):
+    lat, lon = nodes(22, 34, 1)[::-1], nodes(100, 114, 1)
+    for name in ("low/2023_08_02", "high/2023_08_02", "high/2023_08_02_0000"):
+        write_nc(workdir / f"{name}.nc", rain((13, 15)), lat, lon)
+    words = said(1, ["--eval-folders", "low", "--eval-hr-folders", "high", "--output-folder", "out"], monkeypatch)
+    assert "two truths of 2023-08-02T00:00: high/2023_08_02.nc and high/2023_08_02_0000.nc" in words
+
+
+def test_what_stage_3_made_is_no_input(home, tmp_path, monkeypatch):
+    run(3, "--checkpoint", home.x10, "--out", tmp_path / "days", "--no-scores")
+    words = said(1, ["--eval-folders", tmp_path / "days", "--output-folder", tmp_path / "lists"], monkeypatch)
+    assert "00_pre_sr.nc: made by stage 3 or 4" in words and not (tmp_path / "lists").exists()
+
+
 def test_a_damaged_info_file_does_not_stop_stage_1(workdir):
     write_nc(workdir / "in/2023_08_01.nc", rain((13, 15)), nodes(22, 34, 1)[::-1], nodes(100, 114, 1))
     for rubbish in ("{", "[1, 2]", ""):
@@ -326,7 +340,7 @@ def test_results_of_a_longer_list_do_not_stay_among_the_new(home, tmp_path):
         shutil.rmtree(moved)
 
 
-def test_refusals_of_stages_3_and_4_name_the_command(home, tmp_path, monkeypatch):
+def test_refusals_of_stages_3_and_4_name_the_command(home, tmp_path, monkeypatch, capsys):
     words = said(4, ["--checkpoint", home.x10, "--out", tmp_path], monkeypatch)
     assert words.startswith("error: ") and "2023_08_10_18_08_11_x.nc" in words and "step is 0.4 degree" in words
     assert "python 2train.py --target interpolate --lr-step 0.4 --hr-step 0.1" in words
@@ -337,6 +351,7 @@ def test_refusals_of_stages_3_and_4_name_the_command(home, tmp_path, monkeypatch
     assert "not inside the file" in words and "99.5..116.5 E" in words
     for argv, part in (
         (["--checkpoint", "gone.pth"], "gone.pth: no such checkpoint; 2train.py makes it"),
+        (["--checkpoint", home.lists], "a folder; expected a checkpoint or export"),
         (["--checkpoint", home.lists / "PreEval.json"], "PreEval.json: not a checkpoint"),
         (
             ["--data-folder", "nowhere", "--checkpoint", home.x10],
@@ -346,6 +361,9 @@ def test_refusals_of_stages_3_and_4_name_the_command(home, tmp_path, monkeypatch
         (["--units", "inch", "--checkpoint", home.x10], "inch.*expected auto or one of"),
     ):
         assert re.search(part, said(3, [*argv, "--out", tmp_path], monkeypatch)), argv
+    for seed in ("-1", "9" * 23):
+        assert said(3, ["--checkpoint", home.x10, "--seed", seed, "--out", tmp_path], monkeypatch) == 2
+        assert f"'{seed}': expected a whole number of 0 to 1000000000" in capsys.readouterr().err
 
 
 def test_the_checkpoint_that_fits_is_found(home, tmp_path, monkeypatch, capsys):
@@ -601,7 +619,7 @@ SENSELESS = """--batch 0|--members 0|--window 5|--window 5 4|--window 0 4|--cont
 --adversarial magic|--optimizer sgd|--schedule never|--initial zero|--transform magic|--output magic|--norm magic
 --stage-channels 8|--channels 0|--epoch-steps 0|--valid-windows 0|--valid-share 1.5|--content-steps -1|--seed -1
 --learning-rate -1|--learning-rate nan|--ema 2|--amounts 0|--pools 0|--crop -1|--lr-step 0.35|--lr-step inf|--units inch
---init gone.pth|--recipe srgan --vgg-weights gone.pth""".replace("\n", "|").split("|")
+--init gone.pth|--export day.nc|--checkpoint day.nc|--recipe srgan --vgg-weights gone.pth""".replace("\n", "|").split("|")
 
 
 @pytest.mark.parametrize("option", SENSELESS)
