@@ -35,7 +35,7 @@ import models
 import utils
 from utils import AverageMeter, DataError, log
 
-# steps of rising learning rate; a run with --max-minutes is planned after them, or after a fifth of its time
+# steps of rising learning rate; a run with --max-minutes is planned after them, or after a fifth of its time, then at each validation
 WARM_UP = 200
 PENALTY_EVERY = 8  # steps between gradient penalties, each weighted so much more (Karras et al. 2020)
 
@@ -193,7 +193,7 @@ def parse_args(argv=None):
         "--max-minutes",
         type=float,
         metavar="X",
-        help="end after this time with a checkpoint; where no number of steps is given, the schedule is planned to fit",
+        help="end after this time with a checkpoint; where no number of steps is given, the schedule is fitted to it as it goes",
     )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: %(default)s)"
@@ -725,22 +725,32 @@ class Training:
             )
 
 
-def plan_length(training, clock, began):
-    """Fit the number of steps to --max-minutes, once, where none was typed: the schedule then ends in time."""
-    early = clock.minutes and clock.elapsed - began < clock.minutes / 5
-    if training.planned or training.step < 3 or (training.step < WARM_UP and early):
+def plan_length(training, clock, began, whole):
+    """Fit the number of steps to --max-minutes, so that the schedule ends in time.
+
+    Args: began: (minutes, step) where this process began to train. whole: TrainConfig of the full length.
+    First after the warm-up, then again after each validation: the pace of a shared machine changes.
+    """
+    step, again = training.step, training.planned
+    if again and step % training.train.epoch_steps:
         return
-    per_step = (clock.elapsed - began) / training.step
-    left = clock.minutes * (0.85 if training.train.calibrate else 0.93) - clock.elapsed
-    total = training.train.content_steps + training.train.adversarial_steps
-    fits = int(min(total, training.step + left / per_step / (1 + 0.6 * training.train.adversarial_steps / total)))
-    content = max(training.step + 1, int(fits * training.train.content_steps / total))
-    training.train, training.planned = (
-        replace(training.train, content_steps=content, adversarial_steps=max(0, fits - content)),
-        True,
-    )
+    made, (spent, minutes) = step - began[1], map(training.group.largest, (clock.elapsed - began[0], clock.minutes))
+    if not again and (made < 3 or (made < WARM_UP and spent < minutes / 5)):
+        return
+    usable = minutes * (0.85 if whole.calibrate else 0.97 if again else 0.93)  # the first time validations are still to come
+    content, total = whole.content_steps, whole.content_steps + whole.adversarial_steps
+    left = (usable - began[0] - spent) * made / spent / (1 if training.fighting else 1 + 0.6 * whole.adversarial_steps / total)
+    fits = int(training.group.largest(max(step + 1, min(total, step + left))))
+    content = training.train.content_steps if training.fighting else max(step + 1, int(fits * content / total))
+    if again and abs(fits - training.steps) < 0.02 * training.steps:
+        return
+    training.train = replace(training.train, content_steps=content, adversarial_steps=max(0, fits - content))
+    training.planned = True
+    if training.group.rank:
+        return
     log(
-        f"{per_step * 60:.2f} s a step: {content} content and {training.train.adversarial_steps} adversarial steps fit into {clock.minutes:g} minutes"
+        f"{spent / made * 60:.2f} s a step: {content} content and {training.train.adversarial_steps} adversarial steps fit into "
+        f"{minutes:g} minutes"
     )
 
 
@@ -761,11 +771,13 @@ def train_model(config, path, args, group, clock):
             utils.set_aside(earlier)
     announce(training, path)
     board = SummaryWriter(Path(args.runs) / path.stem) if group.rank == 0 else None
-    meters, began = {}, clock.elapsed
+    meters, began = {}, (clock.elapsed, training.step)
+    fitted, whole = clock.minutes is not None and not training.planned, training.train
     bar = utils.progress(None, f"x{config.scale}", total=training.steps)
     bar.update(training.step)
     while training.step < training.steps and not group.largest(clock.over):
-        plan_length(training, clock, began)
+        if fitted:
+            plan_length(training, clock, began, whole)
         if training.step == training.train.content_steps:
             training.best = math.inf  # the adversarial phase is judged by itself
         for name, value in training.run_step().items():

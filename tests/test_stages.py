@@ -631,6 +631,24 @@ def test_senseless_options_of_training_are_refused_in_words(home, tmp_path, monk
     assert not (tmp_path / "s.pth").exists()
 
 
+@pytest.mark.parametrize("adversarial", [0, 400])
+def test_the_schedule_follows_the_pace_of_the_machine_and_ends_in_time(adversarial):
+    """--max-minutes 10 at 0.01 minutes a step, three times slower from step 300 on: the fitted length is made in time."""
+    script = stage(2)
+    whole = script["TrainConfig"](content_steps=2000 - adversarial, adversarial_steps=adversarial, epoch_steps=100)
+    group = types.SimpleNamespace(largest=lambda number: number, rank=0)
+    training, clock = types.SimpleNamespace(train=whole, step=0, planned=False, group=group), types.SimpleNamespace(minutes=10.0, elapsed=0.5)
+    fitted = set()
+    while training.step < (training.train.content_steps + training.train.adversarial_steps):
+        training.steps = training.train.content_steps + training.train.adversarial_steps
+        training.fighting = training.step >= training.train.content_steps
+        script["plan_length"](training, clock, (0.5, 0), whole)
+        fitted.add(training.train.content_steps + training.train.adversarial_steps)
+        training.step, clock.elapsed = training.step + 1, clock.elapsed + (0.01 if training.step < 300 else 0.03)
+    assert 8.5 < clock.elapsed <= 10 and len(fitted) > 2 and training.planned
+    assert bool(training.train.adversarial_steps) == bool(adversarial) and training.train.adversarial_steps < 0.5 * training.step
+
+
 def test_calibration_finds_the_strength_that_noise_has_lost(home, tmp_path, capsys):
     """A generator of rough fields whose noise was made a fifth as strong: only its noise changes, and its spectrum comes nearer."""
     state = utils.load_checkpoint(home.coarsen)
