@@ -750,7 +750,7 @@ def plan_length(training, clock, began, whole):
         return
     log(
         f"{spent / made * 60:.2f} s a step: {content} content and {training.train.adversarial_steps} adversarial steps fit into "
-        f"{minutes:g} minutes"
+        f"{minutes:.3g} minutes"
     )
 
 
