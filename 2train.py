@@ -35,8 +35,9 @@ import models
 import utils
 from utils import AverageMeter, DataError, log
 
-# steps of rising learning rate; a run with --max-minutes is planned after them, or after a fifth of its time, then at each validation
+# steps of rising learning rate; a run with --max-minutes is planned after them, or after a fifth of its time
 WARM_UP = 200
+REFIT = 20  # steps after which the length of such a run is fitted to its time again
 PENALTY_EVERY = 8  # steps between gradient penalties, each weighted so much more (Karras et al. 2020)
 
 
@@ -729,10 +730,10 @@ def plan_length(training, clock, began, whole):
     """Fit the number of steps to --max-minutes, so that the schedule ends in time.
 
     Args: began: (minutes, step) where this process began to train. whole: TrainConfig of the full length.
-    First after the warm-up, then again after each validation: the pace of a shared machine changes.
+    First after the warm-up, then again every REFIT steps: the pace of a shared machine changes.
     """
     step, again = training.step, training.planned
-    if again and step % training.train.epoch_steps:
+    if again and step % REFIT:
         return
     made, (spent, minutes) = step - began[1], map(training.group.largest, (clock.elapsed - began[0], clock.minutes))
     if not again and (made < 3 or (made < WARM_UP and spent < minutes / 5)):
@@ -742,11 +743,9 @@ def plan_length(training, clock, began, whole):
     left = (usable - began[0] - spent) * made / spent / (1 if training.fighting else 1 + 0.6 * whole.adversarial_steps / total)
     fits = int(training.group.largest(max(step + 1, min(total, step + left))))
     content = training.train.content_steps if training.fighting else max(step + 1, int(fits * content / total))
-    if again and abs(fits - training.steps) < 0.02 * training.steps:
-        return
     training.train = replace(training.train, content_steps=content, adversarial_steps=max(0, fits - content))
     training.planned = True
-    if training.group.rank:
+    if training.group.rank or again:
         return
     log(
         f"{spent / made * 60:.2f} s a step: {content} content and {training.train.adversarial_steps} adversarial steps fit into "
