@@ -51,7 +51,7 @@ class TrainConfig:
     """How a generator is trained; stands in the checkpoint as a dict."""
 
     recipe: str = option("crps", "crps (default), srgan (SRResNet against a BCE discriminator) or srgan-notes")
-    content_steps: int = option(2400, "steps of the content phase")
+    content_steps: int = option(1200, "steps of the content phase; more for large archives")
     adversarial_steps: int = option(0, "steps of the adversarial phase")
     batch: int = option(16, "samples a step, over all processes")
     members: int = option(2, "members made of each sample")
