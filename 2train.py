@@ -33,7 +33,7 @@ from torch.utils.tensorboard import SummaryWriter
 import datasets
 import models
 import utils
-from utils import AverageMeter, DataError, log
+from utils import MANY, AverageMeter, DataError, log
 
 # steps of rising learning rate; a run with --max-minutes is planned after them, or after a fifth of its time
 WARM_UP = 200
@@ -111,7 +111,6 @@ KNOWN = {
     "schedule": ("cosine", "half"),
     "initial": ("default", "normal"),
 }
-MANY = 10**9
 BOUNDS = {
     **dict.fromkeys(("batch", "members", "epoch_steps", "valid_windows", "discriminator_channels"), (1, MANY)),
     **dict.fromkeys(("content_steps", "adversarial_steps", "calibrate", "crop", "seed"), (0, MANY)),
@@ -208,7 +207,7 @@ def parse_args(argv=None):
     parser.add_argument("--compile", action="store_true", help="torch.compile the upsampling stages (not faster on a CPU)")
     parser.add_argument(
         "--accumulate",
-        type=utils.positive,
+        type=utils.whole_number,
         metavar="N",
         default=1,
         help="parts a batch is made in, for little memory (default: %(default)s)",
@@ -739,10 +738,10 @@ def plan_length(training, clock, began, whole):
     if not again and (made < 3 or (made < WARM_UP and spent < minutes / 5)):
         return
     usable = minutes * (0.85 if whole.calibrate else 0.97 if again else 0.93)  # the first time validations are still to come
-    content, total = whole.content_steps, whole.content_steps + whole.adversarial_steps
+    total = whole.content_steps + whole.adversarial_steps
     left = (usable - began[0] - spent) * made / spent / (1 if training.fighting else 1 + 0.6 * whole.adversarial_steps / total)
     fits = int(training.group.largest(max(step + 1, min(total, step + left))))
-    content = training.train.content_steps if training.fighting else max(step + 1, int(fits * content / total))
+    content = training.train.content_steps if training.fighting else max(step + 1, int(fits * whole.content_steps / total))
     training.train = replace(training.train, content_steps=content, adversarial_steps=max(0, fits - content))
     training.planned = True
     if training.group.rank or again:

@@ -361,17 +361,7 @@ def read_field(path, units=None):
     Raises: DataError: names the file, what was found, what was expected and what to do.
     """
     with _open(path) as dataset:
-        return canonical(_input(dataset, path), path, units, dataset)
-
-
-def _input(dataset, path):
-    """The field of an input file: what stages 3 and 4 made is none."""
-    if {"checkpoint", "request"} <= set(dataset.attrs):
-        raise DataError(
-            f"{path}: made by stage 3 or 4 with {dataset.attrs['checkpoint']}; expected days or forecasts to work on: keep results "
-            "(--out) and inputs in folders of their own"
-        )
-    return _pick(dataset, path)
+        return canonical(_pick(dataset, path), path, units, dataset)
 
 
 def canonical(field, path=None, units=None, dataset=None, undecided=None):
@@ -448,7 +438,12 @@ def _axes(field):
 
 
 def _pick(dataset, path):
-    """The precipitation variable: one of RAIN_NAMES, or the only field on (lat, lon)."""
+    """The precipitation variable: one of RAIN_NAMES, or the only field on (lat, lon); what stages 3 and 4 made is no input."""
+    if {"checkpoint", "request"} <= set(dataset.attrs):
+        raise DataError(
+            f"{path}: made by stage 3 or 4 with {dataset.attrs['checkpoint']}; expected days or forecasts to work on: keep results "
+            "(--out) and inputs in folders of their own"
+        )
     named = [name for name in dataset.data_vars if name.lower() in RAIN_NAMES]
     fields = [name for name, var in dataset.data_vars.items() if None not in _axes(var) and var.dtype.kind in "fiu"]
     found = named or fields
@@ -680,13 +675,13 @@ def _to_mm(values, units, dataset, path):
 
     Raises: DataError: a cell that is infinite, more negative than packing noise or above MAX_DAILY.
     """
-    name, period, _ = _bounds(dataset)
-    if period > 1.05 * 86400:
-        raise DataError(f"{name} span {period / 86400:g} days; expected a file a day (or less): cut it, as with cdo splitsel,1")
+    bounds = name, seconds, _ = _bounds(dataset)
+    if seconds > 1.05 * 86400:
+        raise DataError(f"{name} span {seconds / 86400:g} days; expected a file a day (or less): cut it, as with cdo splitsel,1")
     if units == AS_STORED:
         mm, bad = values, np.abs(values) > 1e38  # infinite, or soon to be in float32
     else:
-        mm = values * (AMOUNTS[units] if units in AMOUNTS else RATES[units] * _period(units, dataset, path))
+        mm = values * (AMOUNTS[units] if units in AMOUNTS else RATES[units] * _period(units, bounds, path))
         with np.errstate(invalid="ignore"):
             bad = np.isinf(mm) | (mm < PACKING_NOISE) | (mm > MAX_DAILY)
     if bad.any():
@@ -701,16 +696,16 @@ def _to_mm(values, units, dataset, path):
     return mm if units == AS_STORED else np.where(mm < 0, 0.0, mm)
 
 
-def _period(units, dataset, path):
-    """Seconds that a rate stands for: its time bounds, else one day where the name says a day."""
-    name, period, unit = _bounds(dataset)
-    if name and not period > 0:
+def _period(units, bounds, path):
+    """Seconds that a rate stands for: its time bounds (see _bounds), else one day where the name says a day."""
+    name, seconds, found = bounds
+    if name and not seconds > 0:
         raise DataError(
-            f"units {units} are a rate, and {name} gives no period: {dataset[name].values.ravel()} in {unit or 'no unit'}; "
+            f"units {units} are a rate, and {name} gives no period: {found}; "
             "expected start and end, and a time unit of seconds, minutes, hours or days"
         )
     if name:
-        return period
+        return seconds
     stem = Path(path).stem if path else ""
     times = name_times(stem)
     clock = re.match(r"\d{4}[_-]\d\d[_-]\d\d[_-]\d{4}(?!\d)", stem)  # 2019_06_10_0000: a time of day, not a day
@@ -722,7 +717,7 @@ def _period(units, dataset, path):
 
 
 def _bounds(dataset):
-    """(name, seconds between, unit) of a dataset's time bounds: seconds NaN where not understood, name None without any."""
+    """(name, seconds between, words for both) of a dataset's time bounds: seconds NaN where not understood, name None without any."""
     variables = {} if dataset is None else dataset.variables
     time = variables["time"].attrs if "time" in variables else {}
     for name in (time.get("bounds"), "time_bnds", "time_bounds"):
@@ -730,8 +725,15 @@ def _bounds(dataset):
             unit = str(variables[name].attrs.get("units") or time.get("units", "")).split(" since")[0].strip()
             seconds = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}.get(unit.lower().rstrip("s"), np.nan)
             values = np.asarray(variables[name].values)
-            return name, (float(np.ptp(values.astype("float64"))) if values.dtype.kind in "iuf" else np.nan) * seconds, unit
+            span = float(np.ptp(values.astype("float64"))) if values.dtype.kind in "iuf" else np.nan
+            return name, span * seconds, f"{values.ravel()} in {unit or 'no unit'}"
     return None, np.nan, ""
+
+
+def _stamp(path):
+    """(size, mtime in ns) of a file: what tells that it is still the one that was read."""
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns
 
 
 def inspect_files(paths, units="auto"):
@@ -777,12 +779,12 @@ def inspect_files(paths, units="auto"):
 def _inspect(path, units):
     """The record of one file; its units are AS_STORED where nothing says."""
     with _open(path) as dataset:
-        tp = canonical(_input(dataset, path), path, units, dataset, undecided=AS_STORED)
-    stat, grid, reference = Path(path).stat(), grid_of(tp), tp.coords.get("forecast_reference_time")
+        tp = canonical(_pick(dataset, path), path, units, dataset, undecided=AS_STORED)
+    (size, mtime_ns), grid, reference = _stamp(path), grid_of(tp), tp.coords.get("forecast_reference_time")
     return {
         "path": Path(path).as_posix(),
-        "size": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
+        "size": size,
+        "mtime_ns": mtime_ns,
         "time": str(tp.time.values)[:16],
         "forecast_reference_time": None if reference is None else str(reference.values)[:16],
         "units": tp.attrs["units_in_file"],
@@ -1019,7 +1021,7 @@ class Archive:
         key = json.dumps(
             [
                 READER_VERSION,
-                [[p, os.stat(p).st_size, os.stat(p).st_mtime_ns, units[p]] for p in map(_existing, self.paths)],
+                [[p, *_stamp(p), units[p]] for p in map(_existing, self.paths)],
             ]
         )
         stem = Path(folder) / "cache" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
@@ -1078,8 +1080,8 @@ class Archive:
 
     def identity(self, i):
         """File i in words: name, size, date and the units it is read in."""
-        stat = os.stat(self.paths[i])
-        return f"{Path(self.paths[i]).name} {stat.st_size} {stat.st_mtime_ns} {self.index[i]['attrs']['units_in_file']}"
+        size, mtime_ns = _stamp(self.paths[i])
+        return f"{Path(self.paths[i]).name} {size} {mtime_ns} {self.index[i]['attrs']['units_in_file']}"
 
     def field(self, i):
         """File i as a canonical DataArray."""
@@ -1138,12 +1140,9 @@ def open_list(data_folder, split, part="lr", units="auto"):
 
 def _rewritten(record):
     """True where a file whose attribute said its units is no longer the file that stage 1 saw."""
-    try:
-        stat = os.stat(record["path"])
-    except OSError:
-        return False  # said where it is opened
-    seen = record.get("size"), record.get("mtime_ns")
-    return record.get("units_from") == "attribute" and seen != (stat.st_size, stat.st_mtime_ns)
+    if record.get("units_from") != "attribute" or not os.path.isfile(record["path"]):  # an absent one is told where it is opened
+        return False
+    return (record.get("size"), record.get("mtime_ns")) != _stamp(record["path"])
 
 
 def checkpoint_config(state, region=None, units="auto"):

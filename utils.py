@@ -69,10 +69,12 @@ LISTS = {"train": "PreTrain.json", "eval": "PreEval.json", "obj": "PreObj.json"}
 INFO = "PreInfo.json"
 JSON_FOLDER = "Data/JsonPath"  # where the lists are unless told otherwise
 LOG_EVERY = 60  # seconds between the lines of long work in a batch log
+MANY = 10**9  # the largest seed, and more than any other whole number that is typed needs
 SUFFIXES = (".nc", ".nc4", ".cdf")  # of the files that stage 1 looks at, in small or capital letters
 
 __all__ = [
     "DAILY",
+    "MANY",
     "QQ_LEVELS",
     "SHORT",
     "AverageMeter",
@@ -115,7 +117,6 @@ __all__ = [
     "plot_scores",
     "plot_sites",
     "plot_windows",
-    "positive",
     "previous_checkpoint",
     "progress",
     "rainfarm",
@@ -134,6 +135,7 @@ __all__ = [
     "wet_windows",
     "when",
     "whole_file",
+    "whole_number",
     "write_field",
     "write_json",
     "write_scores",
@@ -828,11 +830,11 @@ def downscale_args(description, out, argv=None, extend=None):
     )
     parser.add_argument("--out", metavar="DIR", default=out, help="folder of the results (default: %(default)s)")
     parser.add_argument(
-        "--members", type=positive, metavar="N", default=1, help="ensemble members a field (default: %(default)s)"
+        "--members", type=whole_number, metavar="N", default=1, help="ensemble members a field (default: %(default)s)"
     )
     parser.add_argument(
         "--seed",
-        type=functools.partial(positive, low=0, high=10**9),
+        type=functools.partial(whole_number, low=0, high=MANY),
         metavar="N",
         default=0,
         help="one seed gives one ensemble, whatever the tiles and machines (default: %(default)s)",
@@ -848,7 +850,7 @@ def downscale_args(description, out, argv=None, extend=None):
     )
     parser.add_argument(
         "--tile",
-        type=positive,
+        type=whole_number,
         metavar="N",
         help="side of a tile in LR cells; bounds the memory (default: about 1.5 million HR pixels)",
     )
@@ -873,7 +875,7 @@ def downscale_args(description, out, argv=None, extend=None):
     return args
 
 
-def positive(text, low=1, high=None):
+def whole_number(text, low=1, high=None):
     """argparse type: a whole number of 1 (or `low`) or more, at most `high`."""
     if not text.isdigit() or int(text) < low or high is not None and int(text) > high:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of {low} " + ("or more" if high is None else f"to {high}"))
@@ -1116,7 +1118,7 @@ class ScoreTable:
         """
         sr, hr, lr, ok = self._check(np.asarray(sr, np.float32), np.asarray(hr, np.float32), np.asarray(lr))
         store = self.blocks.setdefault(day if block is None else block, {})
-        observed, smooth = self._field_terms(hr[None], ok)
+        observed, smooth = self._field_terms(hr[None], hr[None, ok], ok)
         truth, names, fields = (hr, smooth, _objects(np.where(ok, hr, 0))), *zip(*self._methods(sr, lr, day), strict=True)
         with ThreadPoolExecutor(2) as pool:  # NumPy leaves the interpreter alone; more at once would take more memory
             rows = pool.map(functools.partial(self._row_terms, truth=truth, lr=lr, ok=ok), fields)
@@ -1213,9 +1215,12 @@ class ScoreTable:
             fields["one member"] = sr
         return [(name, field) for name, field in fields.items() if field is not None]
 
-    def _field_terms(self, field, ok):
-        """({values, histogram, spectrum and FSS terms} of field (M, H, W), its smoothed event shares [threshold][scale])."""
-        values = field[:, ok][:, :: self.stride]
+    def _field_terms(self, field, values, ok):
+        """({values, histogram, spectrum and FSS terms} of field (M, H, W), its smoothed event shares [threshold][scale]).
+
+        values: field[:, ok].
+        """
+        values = values[:, :: self.stride]
         shares = [(field >= t).sum(0, dtype=np.float32) * ok / len(field) for t in self.thresholds]
         smooth = [
             [
@@ -1236,7 +1241,8 @@ class ScoreTable:
     def _row_terms(self, field, *, truth, lr, ok):
         """What a day adds to the row of field (M, H, W); truth: hr, its smoothed event shares and its rain objects."""
         hr, shares, objects = truth
-        values, (kept, smooth), (h, w) = field[:, ok], self._field_terms(field, ok), lr.shape
+        values, (h, w) = field[:, ok], lr.shape
+        kept, smooth = self._field_terms(field, values, ok)
         gaps = np.abs([_sal(_objects(np.where(ok, member, 0)), objects, hr.shape) for member in field])
         gaps = gaps[np.isfinite(gaps).all(1)]  # of the members that are not dry
         error = values.mean(0) - hr[ok]
