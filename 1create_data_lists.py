@@ -64,7 +64,11 @@ def parse_args(argv=None):
         help=f"what all values are in, overriding attributes: {', '.join(UNITS)} (default: auto)",
     )
     parser.add_argument(
-        "--min-size", type=int, metavar="N", default=2, help="leave out files with fewer rows or columns (default: %(default)s)"
+        "--min-size",
+        type=int,
+        metavar="N",
+        default=2,
+        help="leave out files with fewer rows or columns (default: %(default)s)",
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave bad files out, naming them, instead of stopping")
     parser.add_argument(
@@ -91,7 +95,9 @@ def choose_folders(args):
         if inside:
             found[name] = [folder]
         else:
-            there = f"no .nc file ({', '.join(others[:5])})" if others else "empty" if Path(folder).is_dir() else "absent"
+            there = (
+                f"no .nc file ({', '.join(others[:5])})" if others else "empty" if Path(folder).is_dir() else "absent"
+            )
             log(f"{folder}: {there}; no {name} list is written")
     if not found:
         raise DataError(
@@ -113,7 +119,9 @@ def report(name, records):
     )
     twice = [day for day, count in days.items() if count > 1]
     if twice:
-        log(f"  {len(twice)} times occur more than once: {', '.join(map(when, twice[:5]))}{' ...' if len(twice) > 5 else ''}")
+        log(
+            f"  {len(twice)} times occur more than once: {', '.join(map(when, twice[:5]))}{' ...' if len(twice) > 5 else ''}"
+        )
     gaps = missing_days([record["time"] for record in records])
     if gaps:
         log(

@@ -79,7 +79,9 @@ class TrainConfig:
     amounts: float = option(1.5, "scale amounts by up to this factor, either way; 1: not")
     valid_share: float = option(0.1, "share of the training files (or columns) held out for validation")
     valid_windows: int = option(24, "windows scored at each validation")
-    calibrate: int = option(0, "tries of the noise's strength at the end, for true spectra (30 to 50; minutes); 0: none")
+    calibrate: int = option(
+        0, "tries of the noise's strength at the end, for true spectra (30 to 50; minutes); 0: none"
+    )
     epoch_steps: int = option(200, "steps between validations, each with a checkpoint")
     initial: str = option("default", "initial weights: default, or normal for N(0, 0.02)")
     seed: int = option(0, "seed of weights, windows and noise")
@@ -204,7 +206,9 @@ def parse_args(argv=None):
         default="auto",
         help="reduced precision (default: what the device is fast at)",
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile the upsampling stages (not faster on a CPU)")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the upsampling stages (not faster on a CPU)"
+    )
     parser.add_argument(
         "--accumulate",
         type=utils.whole_number,
@@ -213,7 +217,9 @@ def parse_args(argv=None):
         help="parts a batch is made in, for little memory (default: %(default)s)",
     )
     parser.add_argument("--vgg-weights", metavar="FILE", help="vgg19-dcbb9e9d.pth, for content vgg")
-    parser.add_argument("--runs", metavar="DIR", default="runs", help="folder of TensorBoard events (default: %(default)s)")
+    parser.add_argument(
+        "--runs", metavar="DIR", default="runs", help="folder of TensorBoard events (default: %(default)s)"
+    )
     add_fields(parser, TrainConfig, "training", {f.name: f.metadata["help"] for f in fields(TrainConfig)})
     fitted = ("scale", "transform_parameters", "position_shape")  # to the data
     add_fields(parser, models.GeneratorConfig, "generator", GENERATOR_WORDS, skip=fitted)
@@ -266,7 +272,10 @@ def plan_models(args):
             )
     for option in ("checkpoint", "export"):
         name = getattr(args, option)
-        if name and Path(name).suffix not in (".pth", ".pt"):  # what stands under such a name may be anything, a day of rain too
+        if name and Path(name).suffix not in (
+            ".pth",
+            ".pt",
+        ):  # what stands under such a name may be anything, a day of rain too
             raise DataError(f"--{option} {name}: expected a name that ends in .pth")
     configs = [datasets.DataConfig(**{**datasets.data_options(args), "lr_step": step}) for step in steps]
     if args.checkpoint and len(configs) > 1:
@@ -446,7 +455,9 @@ class Training:
         self.step, self.best, self.best_weights, self.planned, self.bytes = 0, math.inf, None, True, 0
         self.calibrated, self.saved = False, None  # saved: (step, calibrated) of the last checkpoint
         self.cutter, self.coming = ThreadPoolExecutor(1, "windows"), None
-        if args.compile:  # not the trunk: gradients of its edges come in another layout than the compiler expects (torch 2.14)
+        if (
+            args.compile
+        ):  # not the trunk: gradients of its edges come in another layout than the compiler expects (torch 2.14)
             self.generator.net.stages = torch.compile(self.generator.net.stages)
         self.adversary = models.ADVERSARIAL_LOSSES[train.adversarial]
 
@@ -565,7 +576,11 @@ class Training:
             loss, _ = self.adversary(real, fake)
             if self.train.adversarial != "relativistic" or self.step % PENALTY_EVERY:
                 return loss, 0.0, real
-            return loss, 2 * PENALTY_EVERY * models.gradient_penalty(self.discriminator, *both), real  # of hr and of made
+            return (
+                loss,
+                2 * PENALTY_EVERY * models.gradient_penalty(self.discriminator, *both),
+                real,
+            )  # of hr and of made
 
     def _update(self, net, optimizer):
         grads = [p.grad for p in net.parameters() if p.grad is not None]
@@ -609,7 +624,10 @@ class Training:
             fields = torch.cat([hr[None], made])[:, 0, 0].cpu().numpy()  # (1 + M, H, W)
             spectrum, count = utils.rapsd(fields), utils.histogram(fields.reshape(len(fields), -1))
             power = max(spectrum[0, 1:].sum(), 1e-30) ** 0.5  # by the root of its power, or a few storms would rule
-            spectra.append([spectrum[0] / power, spectrum[1:].mean(0) / power]), counts.append([count[0], count[1:].sum(0)])
+            (
+                spectra.append([spectrum[0] / power, spectrum[1:].mean(0) / power]),
+                counts.append([count[0], count[1:].sum(0)]),
+            )
             self.shown = self.shown or (lr, hr, made, box)
         both, bins = (torch.from_numpy(np.sum(part, 0).astype(np.float64)) for part in (spectra, counts))
         self.group.mean([sums, both, bins])
@@ -625,7 +643,9 @@ class Training:
 
     def validate(self):
         """Scores of the EMA generator on held-out windows."""
-        return self.assess(self.ema.module, self.scored(self.held_out, self.train.valid_windows)) if self.held_out else {}
+        return (
+            self.assess(self.ema.module, self.scored(self.held_out, self.train.valid_windows)) if self.held_out else {}
+        )
 
     @torch.no_grad()
     def calibrate(self, clock):
@@ -656,7 +676,9 @@ class Training:
         start = np.zeros(len(net.net.entries))
         corners = np.vstack([start, 0.5 * np.eye(len(start))])
         with contextlib.suppress(StopIteration):
-            minimize(cost, start, method="Nelder-Mead", options={"initial_simplex": corners, "maxfev": self.train.calibrate})
+            minimize(
+                cost, start, method="Nelder-Mead", options={"initial_simplex": corners, "maxfev": self.train.calibrate}
+            )
         bar.close()
         if self.group.largest(clock.signal or 0):
             return
@@ -737,11 +759,20 @@ def plan_length(training, clock, began, whole):
     made, (spent, minutes) = step - began[1], map(training.group.largest, (clock.elapsed - began[0], clock.minutes))
     if not again and (made < 3 or (made < WARM_UP and spent < minutes / 5)):
         return
-    usable = minutes * (0.85 if whole.calibrate else 0.97 if again else 0.93)  # the first time validations are still to come
+    usable = minutes * (
+        0.85 if whole.calibrate else 0.97 if again else 0.93
+    )  # the first time validations are still to come
     total = whole.content_steps + whole.adversarial_steps
-    left = (usable - began[0] - spent) * made / spent / (1 if training.fighting else 1 + 0.6 * whole.adversarial_steps / total)
+    left = (
+        (usable - began[0] - spent)
+        * made
+        / spent
+        / (1 if training.fighting else 1 + 0.6 * whole.adversarial_steps / total)
+    )
     fits = int(training.group.largest(max(step + 1, min(total, step + left))))
-    content = training.train.content_steps if training.fighting else max(step + 1, int(fits * whole.content_steps / total))
+    content = (
+        training.train.content_steps if training.fighting else max(step + 1, int(fits * whole.content_steps / total))
+    )
     training.train = replace(training.train, content_steps=content, adversarial_steps=max(0, fits - content))
     training.planned = True
     if training.group.rank or again:
@@ -786,7 +817,12 @@ def train_model(config, path, args, group, clock):
             close_epoch(training, path, meters, board, clock)
             meters = {}
     bar.close()
-    if training.step >= training.steps and training.train.calibrate and training.shape.noise_channels and not training.calibrated:
+    if (
+        training.step >= training.steps
+        and training.train.calibrate
+        and training.shape.noise_channels
+        and not training.calibrated
+    ):
         training.calibrate(clock)
     finish(training, path, args, board)
 
@@ -842,7 +878,15 @@ def announce(training, path):
         )
     for title, part in (("training", training.train), ("generator", training.shape)):
         words = " ".join(f"{k}={v}" for k, v in asdict(part).items())
-        log(textwrap.fill(f"{title} settings: {words}", 140, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+        log(
+            textwrap.fill(
+                f"{title} settings: {words}",
+                140,
+                subsequent_indent="  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
 
 
 def close_epoch(training, path, meters, board, clock):

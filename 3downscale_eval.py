@@ -39,7 +39,9 @@ def score(args, config, paths):
     table = utils.score_outputs(paths, pairs, config.scale, side=args.score_window)
     rows = table.rows()
     if not rows:
-        log("no scores and no plots: every window of the truth has missing pixels; smaller ones may not, for example --score-window 2")
+        log(
+            "no scores and no plots: every window of the truth has missing pixels; smaller ones may not, for example --score-window 2"
+        )
         return
     utils.write_scores(Path(args.out) / "scores.csv", rows)
     truth = "interpolate" if config.target == "interpolate" and pairs.plans[0].kind != "hr" else config.target
@@ -59,7 +61,9 @@ def draw(out, paths, pairs, table):
         if index == wettest:
             one = sr.isel(member=0) if "member" in sr.dims else sr
             words = f"x{sr.attrs['scale']}, member 1 of {sr.sizes.get('member', 1)}"
-            utils.save_figure(utils.plot_maps(*utils.close_up(lr, one, hr), levels=levels, caption=words), folder / "wettest.png")
+            utils.save_figure(
+                utils.plot_maps(*utils.close_up(lr, one, hr), levels=levels, caption=words), folder / "wettest.png"
+            )
     utils.save_figure(
         utils.plot_scores(table.curves(), caption=f"{len(paths)} files", archive=pairs[0][1].attrs.get("archive")),
         folder / "scores.png",

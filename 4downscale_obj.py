@@ -30,7 +30,9 @@ def compare(args, fields, paths):
     rows = utils.compare_forecasts(paths, inputs, analyses)
     utils.write_scores(Path(args.out) / "scores.csv", rows)
     log(utils.format_table(rows))
-    log("(mm, at block means; consistency: what went in comes out; skill: the forecast itself against the analysed day of its date)")
+    log(
+        "(mm, at block means; consistency: what went in comes out; skill: the forecast itself against the analysed day of its date)"
+    )
     if args.plots:
         draw(args.out, paths, inputs, analyses)
 

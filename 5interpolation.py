@@ -24,7 +24,9 @@ def parse_args(argv=None):
     add_data_arguments(parser)
     add_data_options(parser, "1; 0.4 for obj")
     parser.add_argument(
-        "--out", metavar="DIR", help="where the pairs go (default: Data/DataResults/ResultTrain, ResultEval or ResultObj)"
+        "--out",
+        metavar="DIR",
+        help="where the pairs go (default: Data/DataResults/ResultTrain, ResultEval or ResultObj)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="make again what is already there from the same request"
@@ -41,7 +43,9 @@ def chosen_splits(args):
         return [args.split]
     there = [split for split in ("eval", "obj") if (Path(args.data_folder) / LISTS[split]).is_file()]
     if not there:
-        raise DataError(f"{args.data_folder} holds no list of evaluation days or forecasts; run 1create_data_lists.py first")
+        raise DataError(
+            f"{args.data_folder} holds no list of evaluation days or forecasts; run 1create_data_lists.py first"
+        )
     return there
 
 

@@ -134,7 +134,11 @@ def add_data_options(parser, lr_words):
     )
     parser.add_argument("--lr-step", type=float, metavar="X", help=f"LR cell size, degrees (default: {lr_words})")
     parser.add_argument(
-        "--hr-step", type=float, metavar="X", default=config.hr_step, help="HR cell size, degrees (default: %(default)s)"
+        "--hr-step",
+        type=float,
+        metavar="X",
+        default=config.hr_step,
+        help="HR cell size, degrees (default: %(default)s)",
     )
     parser.add_argument(
         "--units",
@@ -457,7 +461,9 @@ def _pick(dataset, path):
                 "example with cdo remapbil"
             )
         if field.size > MAX_CELLS:
-            raise DataError(f"{path}: {found[0]} has {dict(field.sizes)}; expected one day, at most {MAX_CELLS:g} cells")
+            raise DataError(
+                f"{path}: {found[0]} has {dict(field.sizes)}; expected one day, at most {MAX_CELLS:g} cells"
+            )
         try:  # damage inside shows while values are read
             return field.load()
         except Exception as error:
@@ -577,7 +583,9 @@ def _decode(field, name):
     else:
         return None
     if not 1678 <= date.year < 2262:
-        raise DataError(f"{name} is in the year {date.year}; expected 1678 to 2261, what NetCDF tools hold to the nanosecond")
+        raise DataError(
+            f"{name} is in the year {date.year}; expected 1678 to 2261, what NetCDF tools hold to the nanosecond"
+        )
     try:  # model calendars keep their date; 30 February has none
         return np.datetime64(date.isoformat()[:19], "ns")
     except ValueError:
@@ -596,9 +604,13 @@ def _own_units(field):
     """
     units, name = _unit_name(field.attrs.get("units")), str(field.attrs.get("standard_name", ""))
     if name and not re.search("precip|rain|snow", name):
-        raise DataError(f"standard_name {name} is no rain; expected precipitation; another variable, or say what it is in with --units")
+        raise DataError(
+            f"standard_name {name} is no rain; expected precipitation; another variable, or say what it is in with --units"
+        )
     if units not in RATES and name.endswith(("_flux", "_rate")):
-        raise DataError(f"standard_name {name} is a rate, units {units or 'there are none'}; say what it is in with --units")
+        raise DataError(
+            f"standard_name {name} is a rate, units {units or 'there are none'}; say what it is in with --units"
+        )
     limit = np.ravel(field.attrs.get("valid_max", field.attrs.get("valid_range", np.inf)))[-1]
     if isinstance(limit, np.integer) and "scale_factor" in field.encoding:  # of the packed values
         limit = limit * field.encoding["scale_factor"] + field.encoding.get("add_offset", 0)
@@ -677,7 +689,9 @@ def _to_mm(values, units, dataset, path):
     """
     bounds = name, seconds, _ = _bounds(dataset)
     if seconds > 1.05 * 86400:
-        raise DataError(f"{name} span {seconds / 86400:g} days; expected a file a day (or less): cut it, as with cdo splitsel,1")
+        raise DataError(
+            f"{name} span {seconds / 86400:g} days; expected a file a day (or less): cut it, as with cdo splitsel,1"
+        )
     if units == AS_STORED:
         mm, bad = values, np.abs(values) > 1e38  # infinite, or soon to be in float32
     else:
@@ -689,7 +703,11 @@ def _to_mm(values, units, dataset, path):
         raise DataError(
             f"row {row} from the north, column {col} from the west holds {values[row, col]:g} {units} ({bad.sum()} such cell(s)); "
             f"expected 0 to {MAX_DAILY:g} mm, NaN for missing; "
-            + ("a code for no data? cdo setrtomiss,-1e30,-0.1 IN OUT makes it missing" if values[row, col] < 0 else "wrong units? override with --units")
+            + (
+                "a code for no data? cdo setrtomiss,-1e30,-0.1 IN OUT makes it missing"
+                if values[row, col] < 0
+                else "wrong units? override with --units"
+            )
         )
     if not np.isfinite(mm).any():
         raise DataError("every value is missing; expected a field of rain")
@@ -1038,7 +1056,9 @@ class Archive:
             with part.open("wb") as file:
                 index = self._decode(units, f"decoding into {stem.parent}", file.write)
                 file.flush(), os.fsync(file.fileno())  # or a crash could leave zeros under the final name
-            quicker = _load_cache(stem, len(self.paths))  # another process made it, and others may be reading it on a shared disk
+            quicker = _load_cache(
+                stem, len(self.paths)
+            )  # another process made it, and others may be reading it on a shared disk
             if quicker:
                 return quicker
             os.replace(part, stem.with_suffix(".f32"))
@@ -1130,7 +1150,9 @@ def open_list(data_folder, split, part="lr", units="auto"):
     if None in paths:
         return None
     found = info.get("files", {})
-    own = f"{split}_hr" if part == "hr" else split  # last: a file in several lists may have been listed with other --units
+    own = (
+        f"{split}_hr" if part == "hr" else split
+    )  # last: a file in several lists may have been listed with other --units
     records = [r for key in sorted(found, key=lambda key: key == own) for r in found[key] if r["units"]]
     known = {r["path"]: r["units"] for r in records if not _rewritten(r)}
     return Archive(
@@ -1140,7 +1162,9 @@ def open_list(data_folder, split, part="lr", units="auto"):
 
 def _rewritten(record):
     """True where a file whose attribute said its units is no longer the file that stage 1 saw."""
-    if record.get("units_from") != "attribute" or not os.path.isfile(record["path"]):  # an absent one is told where it is opened
+    if record.get("units_from") != "attribute" or not os.path.isfile(
+        record["path"]
+    ):  # an absent one is told where it is opened
         return False
     return (record.get("size"), record.get("mtime_ns")) != _stamp(record["path"])
 
@@ -1244,13 +1268,19 @@ class SRDataset(torch.utils.data.Dataset):
     def hr(self, i):
         """HR of file i on plan.hr, float32 (H, W)."""
         plan, values = self.plans[i], self._truth(i, self.plans[i].hr)
-        return interpolate(self.files.values(i), plan.source, plan.hr) if values is None else np.array(values, "float32")
+        return (
+            interpolate(self.files.values(i), plan.source, plan.hr) if values is None else np.array(values, "float32")
+        )
 
     def crop(self, i, rows, cols):
         """HR of file i on these rows and columns of the LR cells' area, plan.core (slices; pixel numbers where it is interpolated);
         float32, maybe a view."""
         plan, values = self.plans[i], self._truth(i, self.plans[i].core)
-        return interpolate(self.files.values(i), plan.source, plan.core, rows, cols) if values is None else values[rows, cols]
+        return (
+            interpolate(self.files.values(i), plan.source, plan.core, rows, cols)
+            if values is None
+            else values[rows, cols]
+        )
 
     def amounts(self, i, rows, cols, sides):
         """Mean rain of rectangles in plan.core, mm, from some dozen lines each way; NaN where a pixel looked at is missing.

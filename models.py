@@ -475,7 +475,11 @@ def downscale(generator, lr, *, members=1, seed=0, day="2023-08-01", origin=(0, 
                 key = f"{seed}|{m}|{day}"
                 box = tuple(n + origin[k // 2] for k, n in enumerate(part))
                 noise = [None if z is None else z.to(device) for z in _keyed_noise(generator.net, key, box)]
-                sr[m] = generator.finish(field_, generator.detail(x, features, noise, part), part)[inner][0, 0].cpu().numpy()
+                sr[m] = (
+                    generator.finish(field_, generator.detail(x, features, noise, part), part)[inner][0, 0]
+                    .cpu()
+                    .numpy()
+                )
             sr[:, np.kron(missing[r0:r1, c0:c1], np.ones((s, s), bool))] = np.nan
             yield slice(r0 * s, r1 * s), slice(c0 * s, c1 * s), sr
 

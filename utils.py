@@ -398,7 +398,9 @@ def _pair_by_time(records, truth, split):
     by_time = {}
     for record in truth:
         if by_time.setdefault(record["time"], record["path"]) != record["path"]:
-            raise DataError(f"{split}: two truths of {record['time']}: {by_time[record['time']]} and {record['path']}; expected one, take one away")
+            raise DataError(
+                f"{split}: two truths of {record['time']}: {by_time[record['time']]} and {record['path']}; expected one, take one away"
+            )
     pairs = [{"lr": r["path"], "hr": by_time[r["time"]]} for r in records if r["time"] in by_time]
     if not pairs:
         raise DataError(
@@ -846,7 +848,10 @@ def downscale_args(description, out, argv=None, extend=None):
         help="LONW LONE LATS LATN in degrees, or all (default: the checkpoint's)",
     )
     parser.add_argument(
-        "--units", metavar="UNIT", default="auto", help="units of files without an attribute (default: what stage 1 found)"
+        "--units",
+        metavar="UNIT",
+        default="auto",
+        help="units of files without an attribute (default: what stage 1 found)",
     )
     parser.add_argument(
         "--tile",
@@ -878,7 +883,9 @@ def downscale_args(description, out, argv=None, extend=None):
 def whole_number(text, low=1, high=None):
     """argparse type: a whole number of 1 (or `low`) or more, at most `high`."""
     if not text.isdigit() or int(text) < low or high is not None and int(text) > high:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of {low} " + ("or more" if high is None else f"to {high}"))
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a whole number of {low} " + ("or more" if high is None else f"to {high}")
+        )
     return int(text)
 
 
@@ -1119,7 +1126,10 @@ class ScoreTable:
         sr, hr, lr, ok = self._check(np.asarray(sr, np.float32), np.asarray(hr, np.float32), np.asarray(lr))
         store = self.blocks.setdefault(day if block is None else block, {})
         observed, smooth = self._field_terms(hr[None], hr[None, ok], ok)
-        truth, names, fields = (hr, smooth, _objects(np.where(ok, hr, 0))), *zip(*self._methods(sr, lr, day), strict=True)
+        truth, names, fields = (
+            (hr, smooth, _objects(np.where(ok, hr, 0))),
+            *zip(*self._methods(sr, lr, day), strict=True),
+        )
         with ThreadPoolExecutor(2) as pool:  # NumPy leaves the interpreter alone; more at once would take more memory
             rows = pool.map(functools.partial(self._row_terms, truth=truth, lr=lr, ok=ok), fields)
             for name, terms in (("observed", observed), *zip(names, rows, strict=True)):
@@ -1408,7 +1418,9 @@ def format_table(rows, *, target=None):
         for name, cells in table if part else ():
             lines.append(f"{name:26s}" + "  ".join(f"{cell:>{n}s}" for cell, n in zip(cells, widths, strict=True)))
     if "crps" in keys:
-        lines += ["(mm; CRPS of one field is its mean absolute error; best is 1 for ratios, FSS and spread_skill, 0 for all others)"]
+        lines += [
+            "(mm; CRPS of one field is its mean absolute error; best is 1 for ratios, FSS and spread_skill, 0 for all others)"
+        ]
     return "\n".join(lines + [f"  {row['name']}: {row['note']}" for row in rows if row.get("note")])
 
 

@@ -155,8 +155,12 @@ def test_a_rate_needs_a_period(tmp_path):
     dims = {"lat": 13, "lon": 15, "time": 1, "two": 2}
     np.testing.assert_allclose(read_field(write_plain(tmp_path / "a.nc", dims, parts | bounds)), FIELD, rtol=1e-6)
     named = parts | {"time": ("f8", ("time",), [6], {"units": "hours since 2023-08-01", "bounds": "span"})}
-    span = {"span": ("f8", ("time", "two"), [[0, 360]], {"units": "minutes since 2023-08-01"})}  # bounds by CF's attribute, in their own units
-    np.testing.assert_allclose(read_field(write_plain(tmp_path / "2023_08_01.nc", dims, named | span)), FIELD, rtol=1e-6)
+    span = {
+        "span": ("f8", ("time", "two"), [[0, 360]], {"units": "minutes since 2023-08-01"})
+    }  # bounds by CF's attribute, in their own units
+    np.testing.assert_allclose(
+        read_field(write_plain(tmp_path / "2023_08_01.nc", dims, named | span)), FIELD, rtol=1e-6
+    )
     with pytest.raises(DataError, match="a.nc.*period"):
         read_field(write_plain(tmp_path / "a.nc", dims, parts))
     for units in ("mm", "mm h-1"):
@@ -600,7 +604,9 @@ def test_a_forecast_whose_only_time_is_its_issue_time_is_valid_when_its_name_say
     parts["time"] = ("f8", (), 18, {"units": "hours since 2023-08-11"})
     parts["tp"] = ("f8", ("lat", "lon"), FIELD, {"units": "mm", "coordinates": "time"})
     tp = read_field(write_plain(tmp_path / "2023_08_11_18_08_12_china.nc", dims, parts))
-    assert str(tp.time.values)[:13] == "2023-08-12T00" and str(tp.forecast_reference_time.values)[:13] == "2023-08-11T18"
+    assert (
+        str(tp.time.values)[:13] == "2023-08-12T00" and str(tp.forecast_reference_time.values)[:13] == "2023-08-11T18"
+    )
 
 
 def test_a_slower_process_does_not_replace_a_cache_that_is_being_read(tmp_path, monkeypatch):

@@ -231,7 +231,10 @@ def test_noise_at_hr_changes_pixels_of_its_own():
     """With the same noise everywhere else, and still one mean a block."""
     generator, lr = make(hr_noise=True), as_batch(rain(3, 4))
     noise = generator.draw_noise(1, 3, 4)
-    assert len(noise) == 3 and noise[-1].shape[-2:] == (3 * 4 + 2 * generator.net.margins[-1], 4 * 4 + 2 * generator.net.margins[-1])
+    assert len(noise) == 3 and noise[-1].shape[-2:] == (
+        3 * 4 + 2 * generator.net.margins[-1],
+        4 * 4 + 2 * generator.net.margins[-1],
+    )
     a, b = generator(lr, noise), generator(lr, [*noise[:-1], torch.randn_like(noise[-1])])
     assert not torch.equal(a, b)
     torch.testing.assert_close(F.avg_pool2d(b, 4), lr, rtol=1e-5, atol=1e-6)

@@ -68,7 +68,10 @@ def test_numbers_shown_are_those_of_the_files(project, evaluated, monkeypatch):
         expected = [float(scores[name.strip()][key]) for key in ("rmse", "bias", "crps", "qq_rmse")]
         assert numbers(text, name)[:4] == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
-    lr, sr = ([read_out(p) for p in sorted((evaluated / "DataResults/ResultObj").glob(f"*_{kind}.nc"))] for kind in ("lr", "sr"))
+    lr, sr = (
+        [read_out(p) for p in sorted((evaluated / "DataResults/ResultObj").glob(f"*_{kind}.nc"))]
+        for kind in ("lr", "sr")
+    )
     consistency = numbers(text, "consistency: own input")
     assert consistency[:2] == [3, 363]
     assert consistency[3] == pytest.approx(np.mean([field.mean() for field in lr]), rel=1e-3)  # mm, not metres
@@ -107,18 +110,27 @@ def test_stages_draw_the_same_without_a_notebook(project, evaluated, monkeypatch
     for number, model, kind in ((3, project.x10, "ResultEval"), (4, project.x4, "ResultObj")):
         out = evaluated / "DataResults" / kind
         run(number, "--checkpoint", model, "--out", out, "--members", 3, "--plots")
-        assert sorted(drawn) == {
-            3: ["00_maps.png", "01_maps.png", "02_maps.png", "scores.png", "wettest.png"],
-            4: ["00_maps.png", "01_maps.png", "02_maps.png", "qq_own_input.png"],
-        }[number]
+        assert (
+            sorted(drawn)
+            == {
+                3: ["00_maps.png", "01_maps.png", "02_maps.png", "scores.png", "wettest.png"],
+                4: ["00_maps.png", "01_maps.png", "02_maps.png", "qq_own_input.png"],
+            }[number]
+        )
         drawn.clear()
 
 
 def test_tensorboard_shows_the_same_while_training(tmp_path):
     lr, hr, made = torch.ones(1, 1, 4, 4), torch.full((1, 1, 8, 8), 2.0), torch.full((3, 1, 1, 8, 8), 3.0)
     training = SimpleNamespace(
-        validate=lambda: {"crps": 0.2, "lsd_db": 1.5}, judge=lambda scores: None, save=lambda path: None, step=7, steps=9,
-        group=SimpleNamespace(rank=0), opt_g=SimpleNamespace(param_groups=[{"lr": 1e-3}]), shown=(lr, hr, made, (1, 3, 1, 3)),
+        validate=lambda: {"crps": 0.2, "lsd_db": 1.5},
+        judge=lambda scores: None,
+        save=lambda path: None,
+        step=7,
+        steps=9,
+        group=SimpleNamespace(rank=0),
+        opt_g=SimpleNamespace(param_groups=[{"lr": 1e-3}]),
+        shown=(lr, hr, made, (1, 3, 1, 3)),
     )
     board = MagicMock()
     stage(2)["close_epoch"](training, tmp_path / "x.pth", {}, board, SimpleNamespace(elapsed=1.0))
@@ -127,7 +139,9 @@ def test_tensorboard_shows_the_same_while_training(tmp_path):
     figures = {call.args[0]: call.args[1] for call in board.add_figure.call_args_list}
     panels = {ax.get_title(): ax.images[0].get_array() for ax in figures["valid/maps"].axes if ax.get_title()}
     assert {name: (field.shape, field.max()) for name, field in panels.items()} == {
-        "input": ((2, 2), 1), "truth": ((8, 8), 2), **{f"member {m}": ((8, 8), 3) for m in (1, 2, 3)},
+        "input": ((2, 2), 1),
+        "truth": ((8, 8), 2),
+        **{f"member {m}": ((8, 8), 3) for m in (1, 2, 3)},
     }
     line = figures["valid/qq"].axes[0].lines[1]
     assert set(line.get_xdata()) == {2.0} and set(line.get_ydata()) == {3.0}

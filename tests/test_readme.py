@@ -41,7 +41,9 @@ def test_both_languages_have_the_same_headings_commands_figures_and_files():
         r"\]\((?!README)([^)]+)\)",  # links and pictures
         r"(?<![\d.])\d+\.\d+(?![\d.])",  # figures with a point
     ):
-        assert sorted(set(re.findall(pattern, english, re.M))) == sorted(set(re.findall(pattern, chinese, re.M))), pattern
+        assert sorted(set(re.findall(pattern, english, re.M))) == sorted(set(re.findall(pattern, chinese, re.M))), (
+            pattern
+        )
     assert blocks(LANGUAGES[0]) == blocks(LANGUAGES[1])
 
 
@@ -137,7 +139,13 @@ def test_the_era5_request_of_the_readme_makes_days_that_are_read(tmp_path, monke
         amounts = np.arange(1, 4)[:, None, None] / 1000 * np.ones((1, len(lat), len(lon)))
         xr.Dataset(
             {"tp": (("valid_time", "latitude", "longitude"), amounts, {"units": "m", "GRIB_stepType": "accum"})},
-            {"valid_time": times, "latitude": lat, "longitude": lon, "number": 0, "expver": ("valid_time", ["0001"] * 3)},
+            {
+                "valid_time": times,
+                "latitude": lat,
+                "longitude": lon,
+                "number": 0,
+                "expver": ("valid_time", ["0001"] * 3),
+            },
         ).to_netcdf(target)
 
     monkeypatch.setitem(sys.modules, "cdsapi", SimpleNamespace(Client=lambda: SimpleNamespace(retrieve=retrieve)))
@@ -148,7 +156,11 @@ def test_the_era5_request_of_the_readme_makes_days_that_are_read(tmp_path, monke
     exec(snippets[0][0], {})
     (name, request), days = asked[0], sorted((tmp_path / "Data/DataEval").iterdir())
     assert name == "reanalysis-era5-land" and len(request["day"]) == 31
-    assert [day.name for day in days] == ["2023_07_31.nc", "2023_08_01.nc", "2023_08_02.nc"]  # of the 24 hours before 00 UTC
+    assert [day.name for day in days] == [
+        "2023_07_31.nc",
+        "2023_08_01.nc",
+        "2023_08_02.nc",
+    ]  # of the 24 hours before 00 UTC
     field = read_field(days[1])
     assert field.shape == (61, 61) and str(field.time.values)[:10] == "2023-08-01"
     np.testing.assert_allclose(field, 2.0, rtol=1e-6)

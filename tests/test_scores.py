@@ -37,8 +37,10 @@ def block_mean(field, factor):
 def rain(seed, *shape):
     """Smooth skewed fields with dry parts, (..., H, W) float32, mm."""
     noise = np.random.default_rng(seed).normal(size=shape)
-    spectrum = np.fft.fft2(noise) / (1 + np.hypot(*np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in shape[-2:]),
-                                                               indexing="ij"))) ** 1.4
+    spectrum = (
+        np.fft.fft2(noise)
+        / (1 + np.hypot(*np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in shape[-2:]), indexing="ij"))) ** 1.4
+    )
     field = np.fft.ifft2(spectrum).real
     return np.maximum(4 * np.exp(field / field.std()) - 2.5, 0).astype(np.float32)
 
@@ -78,8 +80,10 @@ def tool(name):
 # ---------------------------------------------------------------- single scores
 
 
-@pytest.mark.parametrize(("members", "truth", "score"), [
-    ([1, 3], 2, 0.0), ([0, 4], 1, 0.0), ([0, 1, 5], 2, 1 / 3), ([2, 2, 2], 5, 3.0), ([4], 1, 3.0)])
+@pytest.mark.parametrize(
+    ("members", "truth", "score"),
+    [([1, 3], 2, 0.0), ([0, 4], 1, 0.0), ([0, 1, 5], 2, 1 / 3), ([2, 2, 2], 5, 3.0), ([4], 1, 3.0)],
+)
 def test_fair_crps_of_hand_computed_ensembles(members, truth, score):
     assert fair_crps(np.array(members, float)[:, None], np.array([truth], float)) == pytest.approx(score)
 
@@ -88,7 +92,9 @@ def test_fair_crps_does_not_reward_small_ensembles():
     draws = np.random.default_rng(0).normal(size=(9, 200_000))
     small, large = fair_crps(draws[:2], draws[8]).mean(), fair_crps(draws[:8], draws[8]).mean()
     assert small == pytest.approx(large, abs=0.01)
-    assert large == pytest.approx(1 / np.sqrt(np.pi), abs=0.01)  # Gneiting and Raftery (2007), of N(0, 1) against itself
+    assert large == pytest.approx(
+        1 / np.sqrt(np.pi), abs=0.01
+    )  # Gneiting and Raftery (2007), of N(0, 1) against itself
 
 
 def test_log_spectral_distance_of_ten_times_the_field_is_20_db():
@@ -135,7 +141,7 @@ def test_fss_against_pysteps():
 
 def test_fss_of_hand_computed_fields():
     hr, sr = np.zeros((4, 4)), np.zeros((4, 4))
-    hr[1, 1], sr[1, 2] = 3, 3                            # one wet pixel, displaced by one
+    hr[1, 1], sr[1, 2] = 3, 3  # one wet pixel, displaced by one
     table = ScoreTable(4, thresholds=(1,), fss_scales=(1, 3), rainfarm_members=0)
     table.add(sr, hr, block_mean(hr, 4), day=0)
     row = by_name(table)["one member"]
@@ -146,18 +152,18 @@ def test_fss_of_hand_computed_fields():
 
 def test_sal_of_hand_computed_fields():
     hr, sr = np.zeros((10, 10)), np.zeros((10, 10))
-    hr[2, 2], sr[2, 5] = 4, 8                            # one object, three pixels away, with twice the rain
+    hr[2, 2], sr[2, 5] = 4, 8  # one object, three pixels away, with twice the rain
     assert utils.sal(sr, hr) == pytest.approx((0, 2 / 3, 3 / np.hypot(10, 10)))
     assert utils.sal(hr, hr) == (0, 0, 0)
     flat = np.zeros((10, 10))
-    flat[2, 1:4] = 4 / 3                                 # the same rain and place over three pixels: scaled volume 3 against 1
+    flat[2, 1:4] = 4 / 3  # the same rain and place over three pixels: scaled volume 3 against 1
     assert utils.sal(flat, hr) == pytest.approx((2 * (3 - 1) / (3 + 1), 0, 0))
     two = np.zeros((10, 10))
-    two[2, 0] = two[2, 4] = 2                            # the same centre of mass, but two objects, each two pixels from it
+    two[2, 0] = two[2, 4] = 2  # the same centre of mass, but two objects, each two pixels from it
     assert utils.sal(two, hr) == pytest.approx((0, 0, 2 * 2 / np.hypot(10, 10)))
     dry = utils.sal(np.zeros((10, 10)), hr)
     assert np.isnan(dry[0]) and dry[1] == -2 and np.isnan(dry[2])
-    hr[9, 9] = np.nan                                    # missing is taken as dry
+    hr[9, 9] = np.nan  # missing is taken as dry
     assert utils.sal(sr, hr) == pytest.approx((0, 2 / 3, 3 / np.hypot(10, 10)))
 
 
@@ -198,7 +204,7 @@ def test_fss_is_that_of_scores():
     from scores.spatial import fss_2d
 
     days = np.zeros((4, 32, 32))
-    days[:, 4:-4, 4:-4] = rain(0, 4, 24, 24)              # a dry edge: `scores` counts one window more there
+    days[:, 4:-4, 4:-4] = rain(0, 4, 24, 24)  # a dry edge: `scores` counts one window more there
     table = ScoreTable(8, thresholds=(0.5, 2, 8), fss_scales=(1, 5), rainfarm_members=0)
     for k in range(2):
         table.add(days[k], days[2 + k], block_mean(days[2 + k], 8), day=k)
@@ -220,7 +226,9 @@ def test_rmse_bias_and_crps_are_those_of_scores():
     sr = xr.DataArray([sr for sr, _ in fields], dims=("day", "member", "y", "x")).astype(float)
     hr = xr.DataArray([hr for _, hr in fields], dims=("day", "y", "x")).astype(float)
     rows = by_name(table)
-    assert rows["ensemble mean"]["rmse"] == pytest.approx(float(scores.continuous.rmse(sr.mean("member"), hr)), rel=1e-5)
+    assert rows["ensemble mean"]["rmse"] == pytest.approx(
+        float(scores.continuous.rmse(sr.mean("member"), hr)), rel=1e-5
+    )
     assert rows["one member"]["crps"] == pytest.approx(float(scores.continuous.mae(sr.isel(member=0), hr)), rel=1e-5)
     assert rows["ensemble"]["bias"] == pytest.approx(float((sr - hr).mean()), rel=1e-4)
     oracle = scores.probability.crps_for_ensemble(sr, hr, "member", method="fair")
@@ -253,7 +261,7 @@ def test_ranks_and_reliability_of_hand_computed_members():
     hr, sr = np.array([[0, 2], [6, 9]], float), np.array([[[1, 3], [4, 8]], [[2, 0], [7, 9.5]]])
     table.add(sr, hr, block_mean(hr, 2), day=0)
     curves = table.curves()
-    assert curves["ranks"].tolist() == [1, 3, 0]          # 0 below 1 and 2; 2, 6 and 9 between
+    assert curves["ranks"].tolist() == [1, 3, 0]  # 0 below 1 and 2; 2, 6 and 9 between
     # rows: 0, 1 or both members with the event; pixels, and those where it happened
     assert curves["reliability"].tolist() == [[[0, 0], [1, 1], [3, 2]], [[2, 0], [1, 1], [1, 1]]]
 
@@ -266,12 +274,15 @@ def test_perfect_ensemble_scores_zero_and_shuffled_days_are_worse():
     for key in ("rmse", "bias", "crps", "qq_rmse", "lsd_db", "sal_s", "sal_a", "sal_l"):
         assert perfect[key] == pytest.approx(0, abs=1e-5)
     assert perfect["conservation_mm"] < 1e-5
-    assert all(value == pytest.approx(1) for key, value in perfect.items()
-               if "_ratio" in key or key.startswith("fss") and np.isfinite(value))
+    assert all(
+        value == pytest.approx(1)
+        for key, value in perfect.items()
+        if "_ratio" in key or key.startswith("fss") and np.isfinite(value)
+    )
     shuffled = by_name(table_of(5, sr_of=lambda k, hr, lr: np.stack([rain((k + 1) % 5, 32, 32)] * 3)))["ensemble"]
     assert shuffled["crps"] > 0.1 and shuffled["rmse"] > 0.1 and shuffled["conservation_mm"] > 0.1
     assert shuffled["fss_2mm_1px"] < 0.9
-    assert shuffled["qq_rmse"] == pytest.approx(0, abs=1e-6)                  # the same rain, on other days
+    assert shuffled["qq_rmse"] == pytest.approx(0, abs=1e-6)  # the same rain, on other days
 
 
 FAULTS = {
@@ -301,7 +312,7 @@ def test_missing_pixels_are_left_out_of_every_row():
         t = ScoreTable(8, thresholds=(0.5,), rainfarm_members=0)
         hr = rain(0, 32, 32)
         sr, lr = conserving(9, hr, 8, 3), block_mean(hr, 8)
-        sr[:, hole] = fill                                # what SR says where truth is missing must not matter
+        sr[:, hole] = fill  # what SR says where truth is missing must not matter
         t.add(sr, np.where(hole, np.nan, hr), lr, day=0)
         return by_name(t)
 
@@ -332,7 +343,7 @@ def test_dry_and_constant_fields_have_defined_scores(value):
     table = ScoreTable(8, rainfarm_members=2)
     table.add(np.stack([hr] * 3), hr, block_mean(hr, 8), day=0)
     for row in table.rows():
-        if row["name"] != "RainFARM":                     # it puts noise into constant rain
+        if row["name"] != "RainFARM":  # it puts noise into constant rain
             assert row["rmse"] == row["crps"] == row["bias"] == row["qq_rmse"] == pytest.approx(0, abs=1e-6)
             assert row["p99_ratio"] == pytest.approx(1) if value else "p99_ratio" in row["note"]
             assert np.isnan(row["lsd_db"]) and "lsd_db" in row["note"]
@@ -374,7 +385,7 @@ def test_memory_does_not_grow_with_days():
     one, two = by_name(whole)["ensemble"], by_name(bounded)["ensemble"]
     for key in ("rmse", "crps", "bias", "lsd_db", "spread_skill", "fss_2mm_8px"):
         assert one[key] == pytest.approx(two[key], rel=1e-6), key
-    assert one["p99_ratio"] == pytest.approx(two["p99_ratio"], rel=0.1)         # from every ninth pixel
+    assert one["p99_ratio"] == pytest.approx(two["p99_ratio"], rel=0.1)  # from every ninth pixel
 
 
 # ---------------------------------------------------------------- baselines
@@ -430,9 +441,11 @@ def test_quantile_matching_leaves_out_its_own_date_and_the_table_says_so(several
 
     (table, one), (_, two) = scored(1), scored(3)
     np.testing.assert_array_equal(one, two)
-    assert len(table.blocks) == 3                         # the bootstrap still draws files
+    assert len(table.blocks) == 3  # the bootstrap still draws files
     note = by_name(table)["quantile-matched bilinear"]["note"]
-    assert ("files of other dates" if several else "all of one date") in note and note in utils.format_table(table.rows(resamples=2))
+    assert ("files of other dates" if several else "all of one date") in note and note in utils.format_table(
+        table.rows(resamples=2)
+    )
 
 
 def test_quantile_matching_restores_amounts_and_invents_none():
@@ -498,7 +511,9 @@ def test_windows_agree_with_score_windows_to_the_printed_digits(tmp_path):
         hr[:30, :30] = np.nan
         write_pair(tmp_path, k, hr, sr, 40 - 0.05 * np.arange(240), 100 + 0.05 * np.arange(160))
         assert table.add_windows(sr, hr, lr, day=k, side=4) > 5
-    printed = run_tool("score_windows.py", "--truth", tmp_path / "truth", "--sr", tmp_path / "sr", "--scale", scale, "--window", 4)
+    printed = run_tool(
+        "score_windows.py", "--truth", tmp_path / "truth", "--sr", tmp_path / "sr", "--scale", scale, "--window", 4
+    )
     rows = by_name(table)
     assert table.fields == printed["windows"]
     assert round(rows["ensemble"]["crps"], 4) == printed["crps"]
@@ -527,9 +542,14 @@ def test_days_agree_with_score_days_to_the_printed_digits(tmp_path):
     printed = run_tool("score_days.py", "--truth", tmp_path / "truth", "--sr", tmp_path / "sr", "--scale", 4)
     rows = by_name(table)
     for name, key, theirs, digits in [
-            ("ensemble", "rmse", "rmse_mean", 3), ("bilinear", "rmse", "rmse_bilinear", 3), ("ensemble", "crps", "crps", 3),
-            ("bilinear", "crps", "mae_bilinear", 3), ("ensemble", "qq_rmse", "qq_rmse_member", 3),
-            ("bilinear", "qq_rmse", "qq_rmse_bilinear", 3), ("ensemble", "p99_ratio", "p99_ratio", 3)]:
+        ("ensemble", "rmse", "rmse_mean", 3),
+        ("bilinear", "rmse", "rmse_bilinear", 3),
+        ("ensemble", "crps", "crps", 3),
+        ("bilinear", "crps", "mae_bilinear", 3),
+        ("ensemble", "qq_rmse", "qq_rmse_member", 3),
+        ("bilinear", "qq_rmse", "qq_rmse_bilinear", 3),
+        ("ensemble", "p99_ratio", "p99_ratio", 3),
+    ]:
         assert round(rows[name][key], digits) == printed[theirs], (name, key)
     assert rows["ensemble"]["bias"] == pytest.approx(printed["bias"], abs=1e-4)
 
@@ -552,7 +572,7 @@ def test_baselines_of_radar_are_the_published_bars():
     for path in sorted((SHARED / "data/mrms/eval").glob("*.nc")):
         with xr.open_dataset(path) as dataset:
             hr = dataset["tp"].sortby("lat", ascending=False).values
-        lr = block_mean(hr, 100)                          # NaN where any pixel is missing: such windows are left out
+        lr = block_mean(hr, 100)  # NaN where any pixel is missing: such windows are left out
         table.add_windows(upsample(lr, 100, "nearest"), hr, lr, day=path.name, side=4)
     rows = by_name(table)
     assert [round(rows[name]["crps"], 3) for name in ("nearest", "bilinear")] == [0.234, 0.236]
@@ -568,16 +588,25 @@ def forecast(seed=0, lonw=105.8, latn=30.2, side=440, members=2, time="2023-08-1
     lr = rain(seed, side // 40, side // 40).astype(np.float64)
     sr = conserving(seed + 1, lr.repeat(40, 0).repeat(40, 1), 40, members).astype(np.float64)
     axis = np.arange(side) + 0.5
-    coords = {"lat": np.round(latn - 0.01 * axis, 6), "lon": np.round(lonw + 0.01 * axis, 6), "time": np.datetime64(time)}
+    coords = {
+        "lat": np.round(latn - 0.01 * axis, 6),
+        "lon": np.round(lonw + 0.01 * axis, 6),
+        "time": np.datetime64(time),
+    }
     cells = np.arange(side // 40) + 0.5
-    own = xr.DataArray(lr, dims=("lat", "lon"), coords={
-        "lat": np.round(latn - 0.4 * cells, 6), "lon": np.round(lonw + 0.4 * cells, 6), "time": coords["time"]})
+    own = xr.DataArray(
+        lr,
+        dims=("lat", "lon"),
+        coords={"lat": np.round(latn - 0.4 * cells, 6), "lon": np.round(lonw + 0.4 * cells, 6), "time": coords["time"]},
+    )
     return xr.DataArray(sr, dims=("member", "lat", "lon"), coords=coords), own
 
 
 def analysed(time="2023-08-12"):
     lat, lon = np.arange(55, 14, -1.0), np.arange(70, 141, 1.0)
-    return xr.DataArray(rain(8, 41, 71), dims=("lat", "lon"), coords={"lat": lat, "lon": lon, "time": np.datetime64(time)})
+    return xr.DataArray(
+        rain(8, 41, 71), dims=("lat", "lon"), coords={"lat": lat, "lon": lon, "time": np.datetime64(time)}
+    )
 
 
 def test_forecast_equals_its_own_input_at_the_121_cells():
@@ -597,7 +626,8 @@ def test_analysed_cells_lie_whole_inside_nine_by_default_and_25_on_request():
     inside = analysed().sel(lat=slice(29, 27), lon=slice(107, 109))
     np.testing.assert_allclose(truth, inside.values.ravel())
     np.testing.assert_allclose(
-        members[0, 0], sr.isel(member=0).sel(lat=slice(29.5, 28.5), lon=slice(106.5, 107.5)).mean(), rtol=1e-6)
+        members[0, 0], sr.isel(member=0).sel(lat=slice(29.5, 28.5), lon=slice(106.5, 107.5)).mean(), rtol=1e-6
+    )
     wide, _ = forecast(lonw=105.4, latn=30.6, side=520)
     assert pair_cells(wide, analysed())[1].shape == (25,)
 
@@ -653,7 +683,9 @@ def test_results_go_between_the_marks_of_both_readmes(tmp_path):
         text = (root / name).read_text(encoding="utf-8")
         for known in ("radar_x100", case, "china_x4"):
             assert re.search(f"<!-- scores {known} -->\n(.*\n)*<!-- end {known} -->", text)
-        (tmp_path / name).write_text(f"before\n<!-- scores {case} -->\n| old |\n<!-- end {case} -->\nafter\n", encoding="utf-8")
+        (tmp_path / name).write_text(
+            f"before\n<!-- scores {case} -->\n| old |\n<!-- end {case} -->\nafter\n", encoding="utf-8"
+        )
     command = [sys.executable, "-", "out", case]
     done = subprocess.run(command, input=paste, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
@@ -674,7 +706,7 @@ def test_results_go_between_the_marks_of_both_readmes(tmp_path):
 
 def field_of(values, **attrs):
     h, w = values.shape[-2:]
-    dims = ("member", "lat", "lon")[-values.ndim:]
+    dims = ("member", "lat", "lon")[-values.ndim :]
     coords = {"lat": 30 - 0.1 * np.arange(h), "lon": 106 + 0.1 * np.arange(w), "time": np.datetime64("2023-08-01")}
     return xr.DataArray(values, dims=dims, coords=coords, attrs=attrs)
 
@@ -685,7 +717,7 @@ def words(figure):
 
 def test_maps_are_north_up_on_one_scale_with_captions(tmp_path):
     values = np.zeros((3, 20, 30), np.float32)
-    values[:, 0, -1], values[:, 10, 10] = 99, np.nan      # a marker in the north-east corner, a missing pixel
+    values[:, 0, -1], values[:, 10, 10] = 99, np.nan  # a marker in the north-east corner, a missing pixel
     sr, lr = field_of(values, archive="generated sample", source_file="a.nc"), field_of(values[0, ::10, ::10])
     for turned in (sr, sr.sortby("lat"), sr.transpose("lon", "lat", "member")):
         figure = utils.plot_maps(lr, turned, field_of(values[0]), caption="test")
@@ -694,10 +726,20 @@ def test_maps_are_north_up_on_one_scale_with_captions(tmp_path):
         west, east, south, north = image.get_extent()
         assert image.origin == "upper" and east > west and north > south
         assert image.get_array()[0, -1] == 99 and colours[0, -1].sum() < colours[5, 5].sum()
-        assert tuple(colours[5, 5]) == (1, 1, 1, 1)                                # dry is white
-        assert tuple(colours[10, 10]) == (0.75, 0.75, 0.75, 1)                     # missing is grey
+        assert tuple(colours[5, 5]) == (1, 1, 1, 1)  # dry is white
+        assert tuple(colours[10, 10]) == (0.75, 0.75, 0.75, 1)  # missing is grey
     said = words(figure)
-    for word in ("GENERATED SAMPLE", "2023-08-01", "rain, mm", "a.nc", "3 member", "spread", "truth", "input", "degrees"):
+    for word in (
+        "GENERATED SAMPLE",
+        "2023-08-01",
+        "rain, mm",
+        "a.nc",
+        "3 member",
+        "spread",
+        "truth",
+        "input",
+        "degrees",
+    ):
         assert word in said, word
     path = utils.save_figure(figure, tmp_path / "maps.png")
     assert path.read_bytes()[:4] == b"\x89PNG" and [p.name for p in tmp_path.iterdir()] == ["maps.png"]
@@ -760,14 +802,17 @@ def test_exceedance_is_the_share_of_pixels():
 
 
 def test_sites_qq_and_windows_are_drawn(tmp_path):
-    truth = xr.DataArray(np.stack([rain(k, 5, 4) for k in range(6)]), dims=("time", "lat", "lon"),
-                         coords={"lat": 30 - np.arange(5.0), "lon": np.arange(4.0) - 2})
+    truth = xr.DataArray(
+        np.stack([rain(k, 5, 4) for k in range(6)]),
+        dims=("time", "lat", "lon"),
+        coords={"lat": 30 - np.arange(5.0), "lon": np.arange(4.0) - 2},
+    )
     truth[:, 1, 1], truth[2, 0, 0] = np.nan, np.nan
     figure = utils.plot_sites(truth[::-1] * 2, truth, caption="days")
     said = words(figure)
     assert len(figure.axes) == 20 and "30N 2W" in said and "28N 1E" in said and "20 sites" in said
     assert said.count("missing") == 1
-    points = figure.axes[3].lines[1].get_xydata()                              # 30N 1E, sorted, so order is no matter
+    points = figure.axes[3].lines[1].get_xydata()  # 30N 1E, sorted, so order is no matter
     np.testing.assert_allclose(points[:, 1], 2 * points[:, 0], rtol=1e-6)
     np.testing.assert_allclose(points[:, 0], np.sort(truth.values[:, 0, 3]))
     assert len(figure.axes[0].lines[1].get_xydata()) == 4
@@ -777,7 +822,9 @@ def test_sites_qq_and_windows_are_drawn(tmp_path):
     utils.save_figure(utils.plot_windows(*pair), tmp_path / "windows.png")
     assert len(list(tmp_path.glob("*.png"))) == 3
     few = utils.plot_qq(rain(0, 3, 3), rain(1, 5, 3, 3), caption="cells", names=("analysed day", "downscaled"))
-    np.testing.assert_allclose(few.axes[0].lines[1].get_xdata(), np.sort(rain(0, 3, 3).ravel()))  # values, not quantiles
+    np.testing.assert_allclose(
+        few.axes[0].lines[1].get_xdata(), np.sort(rain(0, 3, 3).ravel())
+    )  # values, not quantiles
     assert "9 values" in words(few) and "downscaled, 5 members" in words(few) and "analysed day, mm" in words(few)
 
 
@@ -789,16 +836,16 @@ def test_close_up_shows_the_wettest_window_that_is_whole():
     assert near.shape == (4, 4) and float(near.min()) == 5 and sr.shape == (2, 80, 80) and float(truth.min()) == 5
     assert sr.lat[0] == hr.lat[100] and sr.lon[-1] == hr.lon[139]
     assert utils.close_up(lr, hr, hr, pixels=400)[0] is lr
-    lr[30] = 99                                          # wetter, but the truth has a gap there
+    lr[30] = 99  # wetter, but the truth has a gap there
     assert float(utils.close_up(lr, hr, hr, pixels=80)[2].isnull().sum()) == 0
     assert float(utils.close_up(lr, hr, pixels=80)[0].max()) == 99
-    hr[::20, ::20] = np.nan                              # gaps everywhere: the wettest all the same
+    hr[::20, ::20] = np.nan  # gaps everywhere: the wettest all the same
     assert float(utils.close_up(lr, hr, hr, pixels=80)[0].mean()) > 5
 
 
 def test_one_rain_scale_serves_a_whole_run(tmp_path, monkeypatch):
     levels, pairs = [], []
-    for k, top in enumerate((3, 90)):                     # a dry day and a wet one
+    for k, top in enumerate((3, 90)):  # a dry day and a wet one
         field = field_of(np.full((8, 8), top, np.float32), scale=4)
         pairs.append((field[::4, ::4], field))
         utils.write_field(tmp_path / f"0{k}_pre_sr.nc", field)
@@ -809,11 +856,20 @@ def test_one_rain_scale_serves_a_whole_run(tmp_path, monkeypatch):
     assert table.thresholds == (1, 10, 50)
     stage(3)["draw"](tmp_path, paths, pairs, table)
     assert levels == [utils.DAILY] * 3
-    assert sorted(p.name for p in (tmp_path / "plots").glob("*")) == ["00_maps.png", "01_maps.png", "scores.png", "wettest.png"]
+    assert sorted(p.name for p in (tmp_path / "plots").glob("*")) == [
+        "00_maps.png",
+        "01_maps.png",
+        "scores.png",
+        "wettest.png",
+    ]
 
 
 def test_forecasts_are_drawn_against_their_input_and_the_analysed_day(tmp_path):
     sr, own = forecast()
     utils.write_field(tmp_path / "00_pre_sr.nc", sr.astype(np.float32))
     stage(4)["draw"](tmp_path, [tmp_path / "00_pre_sr.nc"], [own], {"2023-08-12": analysed()})
-    assert sorted(p.name for p in (tmp_path / "plots").glob("*")) == ["00_maps.png", "qq_analysed_day.png", "qq_own_input.png"]
+    assert sorted(p.name for p in (tmp_path / "plots").glob("*")) == [
+        "00_maps.png",
+        "qq_analysed_day.png",
+        "qq_own_input.png",
+    ]

@@ -200,8 +200,13 @@ def test_stage_5_without_options_makes_the_pairs_that_the_notebook_shows(project
     monkeypatch.chdir(tmp_path)
     run(5, "--hr-step", 0.1)
     results = tmp_path / "Data/DataResults"
-    assert sorted(folder.name for folder in results.iterdir()) == ["ResultEval", "ResultObj"]  # training days can be thousands
-    assert [len(outputs(results / f"Result{name}", kind)) for name in ("Eval", "Obj") for kind in ("lr", "hr")] == [3] * 4
+    assert sorted(folder.name for folder in results.iterdir()) == [
+        "ResultEval",
+        "ResultObj",
+    ]  # training days can be thousands
+    assert [len(outputs(results / f"Result{name}", kind)) for name in ("Eval", "Obj") for kind in ("lr", "hr")] == [
+        3
+    ] * 4
     with pytest.raises(SystemExit):
         run(5, "--out", tmp_path)  # of which list?
 
@@ -619,7 +624,9 @@ SENSELESS = """--batch 0|--members 0|--window 5|--window 5 4|--window 0 4|--cont
 --adversarial magic|--optimizer sgd|--schedule never|--initial zero|--transform magic|--output magic|--norm magic
 --stage-channels 8|--channels 0|--epoch-steps 0|--valid-windows 0|--valid-share 1.5|--content-steps -1|--seed -1
 --learning-rate -1|--learning-rate nan|--ema 2|--amounts 0|--pools 0|--crop -1|--lr-step 0.35|--lr-step inf|--units inch
---init gone.pth|--export day.nc|--checkpoint day.nc|--recipe srgan --vgg-weights gone.pth""".replace("\n", "|").split("|")
+--init gone.pth|--export day.nc|--checkpoint day.nc|--recipe srgan --vgg-weights gone.pth""".replace("\n", "|").split(
+    "|"
+)
 
 
 @pytest.mark.parametrize("option", SENSELESS)
@@ -637,7 +644,10 @@ def test_the_schedule_follows_the_pace_of_the_machine_and_ends_in_time(adversari
     script = stage(2)
     whole = script["TrainConfig"](content_steps=2000 - adversarial, adversarial_steps=adversarial, epoch_steps=100)
     group = types.SimpleNamespace(largest=lambda number: number, rank=0)
-    training, clock = types.SimpleNamespace(train=whole, step=0, planned=False, group=group), types.SimpleNamespace(minutes=10.0, elapsed=0.5)
+    training, clock = (
+        types.SimpleNamespace(train=whole, step=0, planned=False, group=group),
+        types.SimpleNamespace(minutes=10.0, elapsed=0.5),
+    )
     fitted = set()
     while training.step < (training.train.content_steps + training.train.adversarial_steps):
         training.steps = training.train.content_steps + training.train.adversarial_steps
@@ -646,7 +656,10 @@ def test_the_schedule_follows_the_pace_of_the_machine_and_ends_in_time(adversari
         fitted.add(training.train.content_steps + training.train.adversarial_steps)
         training.step, clock.elapsed = training.step + 1, clock.elapsed + (0.01 if training.step < 300 else 0.03)
     assert 8.5 < clock.elapsed <= 10 and len(fitted) > 2 and training.planned
-    assert bool(training.train.adversarial_steps) == bool(adversarial) and training.train.adversarial_steps < 0.5 * training.step
+    assert (
+        bool(training.train.adversarial_steps) == bool(adversarial)
+        and training.train.adversarial_steps < 0.5 * training.step
+    )
 
 
 def test_calibration_finds_the_strength_that_noise_has_lost(home, tmp_path, capsys):
@@ -658,10 +671,34 @@ def test_calibration_finds_the_strength_that_noise_has_lost(home, tmp_path, caps
     state["ema"]["weights"] = weak.state_dict()
     utils.save_checkpoint(tmp_path / "weak.pth", state)
     truth = ("--target", "coarsen", "--data-folder", "Data/JsonHr")
-    still = ("--content-steps", 1, "--adversarial-steps", 0, "--learning-rate", 1e-12, "--weight-decay", 0, "--amp", "off")
-    run(2, *TRAIN, *truth, *still, "--init", tmp_path / "weak.pth", "--calibrate", 25, "--checkpoint", tmp_path / "c.pth")
+    still = (
+        "--content-steps",
+        1,
+        "--adversarial-steps",
+        0,
+        "--learning-rate",
+        1e-12,
+        "--weight-decay",
+        0,
+        "--amp",
+        "off",
+    )
+    run(
+        2,
+        *TRAIN,
+        *truth,
+        *still,
+        "--init",
+        tmp_path / "weak.pth",
+        "--calibrate",
+        25,
+        "--checkpoint",
+        tmp_path / "c.pth",
+    )
     words = capsys.readouterr().out
-    gains, before, after = re.search(r"noise scaled by ([\d., ]+): .*?lsd_db ([\d.]+) .*lsd_db ([\d.]+)", words).groups()
+    gains, before, after = re.search(
+        r"noise scaled by ([\d., ]+): .*?lsd_db ([\d.]+) .*lsd_db ([\d.]+)", words
+    ).groups()
     gains = [float(gain) for gain in gains.split(",")]
     assert float(after) < float(before) and max(gains) > 1.2
     state = utils.load_checkpoint(tmp_path / "c.pth")
@@ -695,7 +732,19 @@ def test_a_signal_in_the_calibration_leaves_it_to_resume(home, tmp_path, monkeyp
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++), which is not here")
 def test_compiled_stages_learn_what_plain_ones_do(home, tmp_path):
-    short = ("--amp", "off", "--window", 4, 4, "--content-steps", 2, "--adversarial-steps", 0, "--runs", tmp_path / "runs")
+    short = (
+        "--amp",
+        "off",
+        "--window",
+        4,
+        4,
+        "--content-steps",
+        2,
+        "--adversarial-steps",
+        0,
+        "--runs",
+        tmp_path / "runs",
+    )
     for name, options in (("plain", []), ("compiled", ["--compile"])):
         run(2, *TRAIN, *short, *options, "--checkpoint", tmp_path / f"{name}.pth")
     plain, compiled = (loss_curves(tmp_path / "runs" / name) for name in ("plain", "compiled"))
