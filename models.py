@@ -35,7 +35,6 @@ PASSES = 2  # corrections of even_levels
 SEAMS_FROM = 10  # scale from which cells are evened: smaller ones are within reach of the last convolutions
 DRY = 0.01  # mm: less than this in a pixel is no rain
 EXP_LIMIT = 10.0  # exp(10) mm is beyond any rain
-TILE_PIXELS = 1_500_000
 VGG_FILE = "vgg19-dcbb9e9d.pth"
 
 __all__ = [
@@ -71,51 +70,6 @@ log = logging.getLogger(__name__)
 
 
 # ---- settings and transforms ----
-
-
-@dataclass(frozen=True)
-class GeneratorConfig:
-    """Everything that decides a generator's weights and output; plain values, stored in the checkpoint by asdict().
-
-    Empty tuples stand for a rule: `stage_channels` taper from `channels` towards HR, `stage_blocks` put two residual
-    blocks where a stage's pixels are at least a quarter of an LR cell, one where they are a twentieth, none beyond.
-    """
-
-    scale: int = 100
-    channels: int = 24
-    blocks: int = 4
-    stage_channels: tuple = ()
-    stage_blocks: tuple = ()
-    noise_channels: int = 4
-    hr_noise: bool = False
-    norm: str = "none"
-    activation: str = "leakyrelu"
-    stage_activation: str = "leakyrelu"
-    transform: str = "log"
-    transform_parameters: dict = field(default_factory=lambda: {"c": 10.0})
-    output: str = "exp"
-    conserve: bool = True
-    position_channels: int = 0
-    position_shape: tuple = ()
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        stages = len(prime_factors(self.scale))
-        for name in ("stage_channels", "stage_blocks"):
-            given = getattr(self, name)
-            if given and len(given) != stages:
-                raise ValueError(f"{name} = {given}: scale {self.scale} has {stages} stages, one value each")
-        for name, known in (
-            ("norm", NORMS),
-            ("activation", ACTIVATIONS),
-            ("stage_activation", ACTIVATIONS),
-            ("transform", TRANSFORMS),
-            ("output", OUTPUTS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} = {getattr(self, name)!r} is not one of {', '.join(known)}")
-        if self.position_channels and len(self.position_shape) != 2:
-            raise ValueError("position_channels need position_shape = (H, W), the HR shape of the fixed region")
 
 
 class Transform(NamedTuple):
@@ -431,57 +385,7 @@ def generator_config(state):
     return GeneratorConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["generator_config"].items()})
 
 
-def predictor(state, *, device="auto", members=1, seed=0, tile=None):
-    """`downscale` with a checkpoint's generator: a callable (lr, day, origin) -> tiles, for whole lists."""
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return partial(downscale, load_generator(state, device), members=members, seed=seed, tile=tile)
-
-
 # ---- whole fields ----
-
-
-@torch.no_grad()
-def downscale(generator, lr, *, members=1, seed=0, day="2023-08-01", origin=(0, 0), tile=None, device=None):
-    """Members of a whole field, tile by tile.
-
-    The noise of an LR cell is keyed by (seed, member, day, absolute cell row and column = origin + index), so tiles,
-    processes and regions that hold the same cell agree on it.
-
-    Args:
-        generator: a Generator. lr (h, w), mm, numpy; NaN is missing (filled from the nearest valid cell for the
-            network's eyes only). members, seed: ints. day: the valid time as text. origin: absolute row and column of
-            lr[0, 0]. tile: side in LR cells; None: about TILE_PIXELS HR pixels. device: None is the generator's.
-    Yields: (rows, columns, sr): slices of the HR field and sr (members, H, W), mm, float32, NaN exactly where the LR
-        cell is missing.
-    Raises: ValueError: lr is not 2-D, or negative or infinite somewhere.
-    """
-    lr = np.asarray(lr, np.float32)
-    if lr.ndim != 2 or np.isinf(lr).any() or (lr < 0).any():
-        raise ValueError(f"downscale: lr of shape {lr.shape} must be 2-D, >= 0 mm and finite where it is not NaN")
-    device = device or next(generator.parameters()).device
-    generator = generator.to(device).eval()
-    side = tile or max(1, int(math.sqrt(TILE_PIXELS)) // generator.scale)
-    missing = np.isnan(lr)
-    field_ = torch.from_numpy(_fill(lr))[None, None].to(device)  # (1, 1, h, w)
-    x, features = generator.encode(field_)
-    s, ring, (h, w) = generator.scale, generator.ring, lr.shape
-    for r0 in range(0, h, side):
-        for c0 in range(0, w, side):
-            r1, c1 = min(r0 + side, h), min(c0 + side, w)
-            part = (max(r0 - ring, 0), min(r1 + ring, h), max(c0 - ring, 0), min(c1 + ring, w))
-            inner = (..., slice((r0 - part[0]) * s, (r1 - part[0]) * s), slice((c0 - part[2]) * s, (c1 - part[2]) * s))
-            sr = np.empty((members, (r1 - r0) * s, (c1 - c0) * s), np.float32)
-            for m in range(members):
-                key = f"{seed}|{m}|{day}"
-                box = tuple(n + origin[k // 2] for k, n in enumerate(part))
-                noise = [None if z is None else z.to(device) for z in _keyed_noise(generator.net, key, box)]
-                sr[m] = (
-                    generator.finish(field_, generator.detail(x, features, noise, part), part)[inner][0, 0]
-                    .cpu()
-                    .numpy()
-                )
-            sr[:, np.kron(missing[r0:r1, c0:c1], np.ones((s, s), bool))] = np.nan
-            yield slice(r0 * s, r1 * s), slice(c0 * s, c1 * s), sr
 
 
 # ---- critics ----
@@ -596,75 +500,6 @@ def gradient_penalty(discriminator, lr, field):
 # ---- training helpers ----
 
 
-class EMA:
-    """Exponential moving average of a module's weights, quick at first: decay min(decay, (1 + n) / (10 + n))."""
-
-    def __init__(self, module, decay=0.999):
-        self.decay, self.updates = decay, 0
-        self.module = deepcopy(module).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def update(self, module):
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        pairs = list(zip(self.module.state_dict().values(), module.state_dict().values(), strict=True))
-        moving = [(mine, new.to(mine.dtype)) for mine, new in pairs if mine.is_floating_point()]
-        torch._foreach_lerp_(*map(list, zip(*moving, strict=True)), 1 - decay)
-        for mine, new in pairs:
-            if not mine.is_floating_point():
-                mine.copy_(new)
-
-    def state_dict(self):
-        return {"updates": self.updates, "weights": self.module.state_dict()}
-
-    def load_state_dict(self, state):
-        self.updates = state["updates"]
-        self.module.load_state_dict(state["weights"])
-
-
-class CollapseGuard:
-    """Watches for a discriminator that has won, says so, and lowers its step.
-
-    The earlier program ended with a discriminator loss of 0.0000. When the loss stays under `threshold` for
-    `patience` steps in a row, the learning rate of `optimizer` is multiplied by `factor` and counting starts again.
-    """
-
-    def __init__(self, optimizer, threshold=0.05, patience=50, factor=0.5):
-        self.optimizer, self.threshold, self.patience, self.factor = optimizer, threshold, patience, factor
-        self.low, self.trips = 0, 0
-
-    def update(self, loss_d):
-        """Take one step's discriminator loss (float, penalty left out). Returns True when the guard acted."""
-        self.low = self.low + 1 if loss_d < self.threshold else 0
-        if self.low < self.patience:
-            return False
-        self.low, self.trips = 0, self.trips + 1
-        for group in self.optimizer.param_groups:
-            group["lr"] *= self.factor
-        log.warning(
-            "discriminator has won: loss under %g for %d steps (now %.2g); its learning rate is lowered to %.3g",
-            self.threshold,
-            self.patience,
-            loss_d,
-            self.optimizer.param_groups[0]["lr"],
-        )
-        return True
-
-    def state_dict(self):
-        return {"low": self.low, "trips": self.trips}
-
-    def load_state_dict(self, state):
-        self.low, self.trips = state["low"], state["trips"]
-
-
-def initialise_normal(module, std=0.02):
-    """Weights N(0, std), biases 0 (DCGAN, Radford et al. 2016; the user's notes)."""
-    for m in module.modules():
-        if isinstance(m, nn.Conv2d | nn.Linear):
-            nn.init.normal_(m.weight, 0.0, std)
-            nn.init.zeros_(m.bias)
-
-
 # ---- private ----
 
 
@@ -733,35 +568,6 @@ def _enlarge(x, grid, halo, margin):
 
     with torch.autocast(x.device.type, enabled=False):
         return weights(x.shape[-2]) @ x.float() @ weights(x.shape[-1]).T
-
-
-def _fill(lr):
-    """NaN replaced by the nearest valid value; all missing: dry."""
-    missing = np.isnan(lr)
-    if missing.all():
-        return np.zeros_like(lr)
-    return lr[tuple(distance_transform_edt(missing, return_distances=False, return_indices=True))]
-
-
-def _keyed_noise(net, key, box):
-    """Noise of the cells box = (r0, r1, c0, c1) (absolute) and their surroundings, as draw_noise with n = 1."""
-    if not net.noise_channels:
-        return [None] * len(net.entries)
-    r0, r1, c0, c1 = box
-    noise = []
-    for grid, margin in net.entries:
-        around = -(-margin // grid)  # cells
-        rows, columns = range(r0 - around, r1 + around), range(c0 - around, c1 + around)
-        cells = [np.concatenate([_cell_noise(net.noise_channels, grid, key, r, c) for c in columns], 2) for r in rows]
-        noise.append(_trim(torch.from_numpy(np.concatenate(cells, 1))[None], around * grid - margin))
-    return noise
-
-
-def _cell_noise(channels, grid, key, row, column):
-    """Noise of one LR cell at one grid: a counter-based stream of its own."""
-    digest = hashlib.blake2b(f"{key}|{row}|{column}|{grid}".encode(), digest_size=16).digest()
-    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-    return rng.standard_normal((channels, grid, grid), np.float32)
 
 
 def _vgg_weights(path):

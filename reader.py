@@ -1,0 +1,659 @@
+"""Reads any input file of precipitation as one canonical field.
+
+Reads    NetCDF files of precipitation on a regular (lat, lon) grid, one day (or one accumulation) a file.
+Writes   nothing.
+
+    from reader import read_field
+    tp = read_field("Data/DataEval/2023_08_01.nc")    # DataArray (lat, lon), mm, north first, west to east
+
+A value is the mean of the cell around its node. Grids are exact fractions of a degree; floats appear only in coordinates.
+"""
+
+import inspect
+import os
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import cftime
+import numpy as np
+import xarray as xr
+
+import utils
+from utils import DataError
+
+RAIN_NAMES = ("tp", "pr", "prcp", "precip", "precipitation", "tp_sum")
+LAT_NAMES, LON_NAMES = ("lat", "latitude", "y"), ("lon", "longitude", "x")
+JUMP = 20.0  # between the maxima of files without units: more is metres beside millimetres
+PACKING_NOISE = -0.1  # mm; a little below zero is packing noise, more is a fault
+MAX_DAILY = 2000.0  # mm; the record for one day is 1825 mm (Foc-Foc, La Reunion, 1966)
+SINGLE = 4e-5  # degrees; what float32 loses near 360
+MAX_CELLS = 1_000_000_000  # the whole globe at 0.01 degree holds 648 million; a damaged header claims more
+AS_STORED = "as stored"  # units not decided yet
+# how files are opened; no index is ever looked into, and making them takes as long as reading (an option of newer xarray)
+OPEN = {"decode_times": False, "cache": False} | dict.fromkeys(
+    {"create_default_indexes"} & set(inspect.signature(xr.open_dataset).parameters), False
+)
+AMOUNTS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "kg m-2": 1.0}  # to mm
+RATES = {"kg m-2 s-1": 1.0, "mm s-1": 1.0, "mm h-1": 1 / 3600, "mm day-1": 1 / 86400, "m s-1": 1000.0}  # to mm / s
+UNITS = (*AMOUNTS, *RATES)
+
+__all__ = ["Grid", "UNITS", "canonical", "grid_of", "inspect_files", "read_field"]
+
+
+# ---------------------------------------------------------------- the one reader
+
+
+def read_field(path, units=None):
+    """Read one input file in canonical form.
+
+    Args: path: NetCDF file. units: what its values are in (a key of UNITS); None: its attribute, or the values where
+        they leave no doubt.
+    Returns: DataArray `tp` (lat, lon), float32, mm per accumulation, lat descending, lon ascending in [-180, 180),
+        NaN = missing; scalar coordinates `time` and, for forecasts, `forecast_reference_time`; attribute `source`.
+    Raises: DataError: names the file, what was found, what was expected and what to do.
+    """
+    with _open(path) as dataset:
+        return canonical(_pick(dataset, path), path, units, dataset)
+
+
+def canonical(field, path=None, units=None, dataset=None, undecided=None):
+    """One DataArray in canonical form (see read_field).
+
+    Args: path: gives the date where there is no time coordinate. dataset: holds time bounds. undecided: the units to
+        take where neither `units` nor an attribute says; None: from the values, where they leave no doubt.
+    """
+    name = str(path) if path else "the field"
+    try:
+        time, reference = field_times(field, path)
+        values, lats, lons = _lay_out(field)
+        units = units or _own_units(field) or undecided or decide_units([_summary(values)])
+        if units not in (*UNITS, AS_STORED):
+            raise DataError(f"units {units!r} (of PreInfo.json?): expected one of {', '.join(UNITS)}")
+        values = _to_mm(values, units, dataset, path).astype("float32")
+        grid = Grid.from_centres(lats, lons)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+    times = {"time": time, "forecast_reference_time": reference}
+    coords = {key: np.datetime64(value, "ns") for key, value in times.items() if value is not None}
+    attrs = {"units": "mm", "units_in_file": units, "source": Path(path).name if path else "memory"}
+    if dataset is not None and "archive" in dataset.attrs:
+        attrs["archive"] = str(dataset.attrs["archive"])
+    return xr.DataArray(values, {"lat": grid.lat, "lon": grid.lon, **coords}, ("lat", "lon"), "tp", attrs)
+
+
+def _open(path):
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file; run 1create_data_lists.py again if the archive has moved")
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "no ordinary file"
+        raise DataError(f"{path}: {kind}, expected a NetCDF file")
+    try:
+        return xr.open_dataset(path, **OPEN)
+    except Exception as error:  # every backend raises its own kinds for a damaged file
+        raise _damaged(path, error) from None
+
+
+def _damaged(path, error):
+    words = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    if "\\" in str(path):
+        words = "its name holds a backslash, which the NetCDF library does not open: rename it"
+    if str(path).encode("utf-8", "replace") != os.fsencode(path):
+        words = "its name is not UTF-8, which the NetCDF library does not open: rename it"
+    return DataError(f"{path}: cannot be read as NetCDF ({words}); is it complete? try ncdump, or fetch it again")
+
+
+def _axis(field, names, standard, direction):
+    """The dimension of `field` that is latitude (or longitude), by name or by CF attributes.
+
+    A dimension whose attributes say that it is something else (a projection, a rotated pole, the other axis, radians)
+    is none, whatever its name.
+    """
+    compass = ("north", "n") if direction == "Y" else ("east", "e")
+    own = {f"{degree}_{d}" for degree in ("degree", "degrees") for d in compass}
+    for dim in field.dims:
+        attrs = field[dim].attrs if dim in field.coords else {}
+        said = {key: str(attrs.get(key, "")).strip().lower() for key in ("standard_name", "axis", "units")}
+        if (
+            said["standard_name"] not in ("", standard)
+            or said["axis"] not in ("", direction.lower())
+            or said["units"] not in ("", "degree", "degrees", *own)
+        ):
+            continue
+        if dim.lower() in names or said["standard_name"] == standard or said["axis"] or said["units"] in own:
+            return dim
+    return None
+
+
+def _axes(field):
+    return _axis(field, LAT_NAMES, "latitude", "Y"), _axis(field, LON_NAMES, "longitude", "X")
+
+
+def _pick(dataset, path):
+    """The precipitation variable: one of RAIN_NAMES, or the only field on (lat, lon); what stages 3 and 4 made is no input."""
+    if {"checkpoint", "request"} <= set(dataset.attrs):
+        raise DataError(
+            f"{path}: made by stage 3 or 4 with {dataset.attrs['checkpoint']}; expected days or forecasts to work on: keep results "
+            "(--out) and inputs in folders of their own"
+        )
+    named = [name for name in dataset.data_vars if name.lower() in RAIN_NAMES]
+    fields = [name for name, var in dataset.data_vars.items() if None not in _axes(var) and var.dtype.kind in "fiu"]
+    found = named or fields
+    if len(found) == 1:
+        field = dataset[found[0]]
+        mapping = field.attrs.get("grid_mapping", field.encoding.get("grid_mapping"))
+        kind = dataset[mapping].attrs.get("grid_mapping_name") if mapping in dataset.variables else None
+        if kind not in (None, "latitude_longitude"):
+            raise DataError(
+                f"{path}: {found[0]} is on a grid of mapping {kind}; expected latitude and longitude: regrid it, for "
+                "example with cdo remapbil"
+            )
+        if field.size > MAX_CELLS:
+            raise DataError(
+                f"{path}: {found[0]} has {dict(field.sizes)}; expected one day, at most {MAX_CELLS:g} cells"
+            )
+        try:  # damage inside shows while values are read
+            return field.load()
+        except Exception as error:
+            raise _damaged(path, error) from None
+    there = (
+        ", ".join(f"{name}{tuple(var.dims)}" for name, var in dataset.data_vars.items())
+        or "no variable (groups are not read)"
+    )
+    raise DataError(
+        f"{path}: {'several' if found else 'no'} precipitation fields: found {there}; expected one of {', '.join(RAIN_NAMES)}, "
+        "or a single variable on (lat, lon); rename it, for example with ncrename or cdo -setname,tp"
+    )
+
+
+def _lay_out(field):
+    """(values (lat, lon), latitudes, longitudes), float64, north first, longitudes in [-180, 180)."""
+    lat, lon = _axes(field)
+    if lat is None or lon is None or lat not in field.coords or lon not in field.coords:
+        there = ", ".join(
+            f"{dim} ({' '.join(str(field[dim].attrs[k]) for k in ('standard_name', 'axis', 'units') if k in field[dim].attrs)})"
+            if dim in field.coords
+            else f"{dim} (no coordinate)"
+            for dim in field.dims
+        )
+        raise DataError(
+            f"{field.name or 'field'} has dimensions {there or 'none'}; expected latitude and longitude in degrees, each with a "
+            "coordinate; regrid a projected file, for example with cdo remapbil"
+        )
+    for what in (field, field[lat], field[lon]):
+        if what.dtype.kind not in "fiu":
+            raise DataError(f"{what.name} holds {what.dtype}, expected numbers")
+    extra = {dim: size for dim, size in field.sizes.items() if dim not in (lat, lon)}
+    if any(size != 1 for size in extra.values()):
+        raise DataError(
+            f"{field.name or 'field'} has {extra}; expected one field a file: split it, for example with cdo splitsel,1"
+        )
+    lats, lons = (np.asarray(field[dim].values, "float64") for dim in (lat, lon))
+    for name, nodes, limit in (("latitude", lats, 90), ("longitude", lons, 360)):
+        if not np.isfinite(nodes).all() or np.abs(nodes).max(initial=0) > limit + 1e-4:
+            raise DataError(f"{name} holds values that are no {name}s (limit {limit}); expected degrees")
+    values = np.asarray(field.variable.transpose(*extra, lat, lon).values, "float64").reshape(len(lats), len(lons))
+    lons = np.where(lons >= 180 - 1e-6, lons - 360, np.where(lons < -180 - 1e-6, lons + 360, lons))
+    rows, cols = np.argsort(-lats, kind="stable"), np.argsort(lons, kind="stable")
+    values, lats, lons = values[rows][:, cols], lats[rows], lons[cols]
+    if len(lons) > 1 and lons[1] - lons[0] < 1e-6 and np.array_equal(values[:, 0], values[:, 1], equal_nan=True):
+        values, lons = values[:, 1:], lons[1:]  # a global file that holds its seam twice
+    for name, nodes, order in (("latitude", lats, rows), ("longitude", lons, cols)):
+        if len(np.unique(nodes)) < len(nodes):
+            raise DataError(f"{name} holds the same value twice; expected each node once")
+        jumps = np.count_nonzero(np.abs(np.diff(order)) != 1)
+        if jumps > (name == "longitude"):  # one jump in longitude is a roll from 0..360
+            raise DataError(f"{name} is neither ascending nor descending; expected ordered nodes")
+    return values, lats, lons
+
+
+# ---------------------------------------------------------------- times
+
+
+def field_times(field, path=None):
+    """(valid time, forecast reference time or None), from a decodable time coordinate, else the file's name.
+
+    Raises: DataError: neither gives a date.
+    """
+    reference = _decode(field, "forecast_reference_time")
+    valid, plain = _decode(field, "valid_time"), _decode(field, "time")
+    time = plain if valid is None else valid
+    named = name_times(Path(path).stem) if path else None
+    if named and named[1] is not None and reference is None and valid is None and plain == named[1]:
+        return named  # a forecast whose only time is the one it was issued at
+    if time is None and named is None and path:
+        raise DataError(
+            "no decodable time coordinate, and the name is not a date; expected a name like 1950_08_01.nc (a day), "
+            "2023_08_11_18_08_12_china.nc (issued, valid) or 2019_06_10_0024.nc"
+        )
+    return (time, reference) if time is not None else named or (None, None)
+
+
+def name_times(stem):
+    """Times in a file name: (valid, reference or None), or None. `2023_12_31_18_01_01_x` is valid in the next year."""
+    parts = re.match(
+        r"(\d{4})[_-](\d\d)[_-](\d\d)(?:[_-](\d\d)[_-](\d\d)[_-](\d\d)(?!\d)|[_-](\d\d)(\d\d)(?!\d))?(?!\d)", stem
+    )
+    parts = parts or re.fullmatch(r"(\d{4})(\d\d)(\d\d)()()()()()", stem)
+    if not parts:
+        return None
+    year, month, day, hour, valid_month, valid_day, clock_hour, clock_minute = parts.groups()
+    if not 1678 <= int(year) < 2261:
+        return None
+    try:
+        issued = np.datetime64(f"{year}-{month}-{day}T{hour or clock_hour or '00'}:{clock_minute or '00'}", "ns")
+        if not valid_month:
+            return issued, None
+        valid = np.datetime64(f"{int(year) + (valid_month < month)}-{valid_month}-{valid_day}", "ns")
+    except ValueError:
+        return None
+    return valid, issued
+
+
+def _decode(field, name):
+    """A coordinate of one CF-encoded (or already decoded) time as datetime64, or None."""
+    if name not in field.coords or field[name].size != 1:
+        return None
+    coordinate, value = field[name], field[name].values.reshape(-1)[0]
+    if np.issubdtype(coordinate.dtype, np.datetime64):
+        return value if not np.isnat(value) else None
+    units, calendar = str(coordinate.attrs.get("units", "")), str(coordinate.attrs.get("calendar", "standard"))
+    if isinstance(value, cftime.datetime):
+        date, calendar = value, value.calendar
+    elif " since " in units:
+        try:
+            date = cftime.num2date(float(value), units, calendar)
+            date.isoformat()
+            if calendar == "julian":  # of the same world, 13 days behind
+                date = date.change_calendar("standard")
+        except (ValueError, OverflowError, TypeError, AttributeError):  # a missing value decodes to a masked one
+            raise DataError(
+                f"{name} {value} in {units!r} (calendar {calendar}) is no date; expected a number, "
+                "like 0 in 'days since 2023-08-01'"
+            ) from None
+    else:
+        return None
+    if not 1678 <= date.year < 2262:
+        raise DataError(
+            f"{name} is in the year {date.year}; expected 1678 to 2261, what NetCDF tools hold to the nanosecond"
+        )
+    try:  # model calendars keep their date; 30 February has none
+        return np.datetime64(date.isoformat()[:19], "ns")
+    except ValueError:
+        raise DataError(
+            f"{name} {date.isoformat()} of calendar {calendar} is no day of the Gregorian calendar"
+        ) from None
+
+
+# ---------------------------------------------------------------- units and values
+
+
+def _own_units(field):
+    """The units that a field's attributes give, or None.
+
+    Raises: DataError: attributes that are not understood, or that its values or each other contradict.
+    """
+    units, name = _unit_name(field.attrs.get("units")), str(field.attrs.get("standard_name", ""))
+    if name and not re.search("precip|rain|snow", name):
+        raise DataError(
+            f"standard_name {name} is no rain; expected precipitation; another variable, or say what it is in with --units"
+        )
+    if units not in RATES and name.endswith(("_flux", "_rate")):
+        raise DataError(
+            f"standard_name {name} is a rate, units {units or 'there are none'}; say what it is in with --units"
+        )
+    limit = np.ravel(field.attrs.get("valid_max", field.attrs.get("valid_range", np.inf)))[-1]
+    if isinstance(limit, np.integer) and "scale_factor" in field.encoding:  # of the packed values
+        limit = limit * field.encoding["scale_factor"] + field.encoding.get("add_offset", 0)
+    highest = np.nanmax(field.values, initial=0)
+    if isinstance(limit, (int, float, np.number)) and highest > limit * (1 + 1e-6):
+        raise DataError(
+            f"holds {highest:g}, above its own valid_max (or valid_range) {limit:g}; make such cells missing, for example with "
+            f"cdo setrtomiss,{limit:g},1e30"
+        )
+    return units
+
+
+def _unit_name(text):
+    """A units attribute as a key of UNITS; None where there is none.
+
+    Raises: DataError: an attribute that is not understood.
+    """
+    if text is None or not str(text).strip():
+        return None
+    words = re.sub(r"\*\*|\^", "", re.sub(r"\s+", " ", str(text).strip()))
+    words = words.replace("kg/m2/s", "kg m-2 s-1").replace("kg/m2", "kg m-2").replace("kg m-2/s", "kg m-2 s-1")
+    words = re.sub(r"\s*of water( equivalent)?$", "", re.sub(r"/\s*(s|h|hr|hour|d|day)$", r" \1-1", words))
+    words = re.sub(r"(millimet(er|re)s?)", "mm", re.sub(r"(centimet(er|re)s?)", "cm", words))
+    words = re.sub(r"\bmet(er|re)s?\b", "m", words)
+    words = re.sub(r"(?:h|hr|hour)-1$", "h-1", re.sub(r"(?:d|day)-1$", "day-1", words))
+    if words not in UNITS:
+        raise DataError(f"units {text!r} are not understood; expected one of {', '.join(UNITS)}; override with --units")
+    return words
+
+
+def _summary(values):
+    """(maximum, sum, count, minimum) of the valid values, what the units of a folder are decided from."""
+    valid = values[np.isfinite(values)]
+    return float(valid.max(initial=0)), float(valid.sum(dtype="float64")), int(valid.size), float(valid.min(initial=0))
+
+
+def decide_units(summaries):
+    """Units of files that carry none, from the values of all of them, where those are certain.
+
+    A daily total in metres stays below 2 (2,000 mm); days in millimetres of any wet place pass it.
+
+    Args: summaries: _summary of each file.
+    Raises: DataError: the values could be either.
+    """
+    maximum, total, count = max(s[0] for s in summaries), sum(s[1] for s in summaries), sum(s[2] for s in summaries)
+    if maximum >= MAX_DAILY / 1000:
+        return "mm"
+    if len(summaries) > 1 and maximum >= 0.005 and total / max(count, 1) < 0.1:
+        return "m"
+    raise DataError(
+        f"no units attribute, and {len(summaries)} file(s) with a maximum of {maximum:g} could be in metres or in millimetres; "
+        "say which with --units m or --units mm"
+    )
+
+
+def _one_unit(bare):
+    """Refuse files without units whose maxima fall into two groups: metres beside millimetres, as far as values can tell.
+
+    Args: bare: records (path, summary). Below 1 mm in metres (or 0.001 mm) a day is dry either way.
+    Raises: DataError: names the files on both sides of the gap.
+    """
+    found = sorted((record["summary"][0], record["path"]) for record in bare if record["summary"][0] >= 0.001)
+    for (low, path), (high, other) in zip(found, found[1:], strict=False):
+        if low < MAX_DAILY / 1000 and high >= max(JUMP * low, 0.3):
+            raise DataError(
+                f"no units attribute, and maxima that jump from {low:g} ({Path(path).name}) to {high:g} ({Path(other).name}): metres "
+                "beside millimetres, or dry days? Give the files their units, for example with ncatted -a units,tp,c,c,m FILE, "
+                "or say what all are in with --units m or --units mm"
+            )
+
+
+def _to_mm(values, units, dataset, path):
+    """Values in mm, checked: packing noise becomes 0, NaN stays missing.
+
+    Raises: DataError: a cell that is infinite, more negative than packing noise or above MAX_DAILY.
+    """
+    bounds = name, seconds, _ = _bounds(dataset)
+    if seconds > 1.05 * 86400:
+        raise DataError(
+            f"{name} span {seconds / 86400:g} days; expected a file a day (or less): cut it, as with cdo splitsel,1"
+        )
+    if units == AS_STORED:
+        mm, bad = values, np.abs(values) > 1e38  # infinite, or soon to be in float32
+    else:
+        mm = values * (AMOUNTS[units] if units in AMOUNTS else RATES[units] * _period(units, bounds, path))
+        with np.errstate(invalid="ignore"):
+            bad = np.isinf(mm) | (mm < PACKING_NOISE) | (mm > MAX_DAILY)
+    if bad.any():
+        row, col = np.argwhere(bad)[0]
+        raise DataError(
+            f"row {row} from the north, column {col} from the west holds {values[row, col]:g} {units} ({bad.sum()} such cell(s)); "
+            f"expected 0 to {MAX_DAILY:g} mm, NaN for missing; "
+            + (
+                "a code for no data? cdo setrtomiss,-1e30,-0.1 IN OUT makes it missing"
+                if values[row, col] < 0
+                else "wrong units? override with --units"
+            )
+        )
+    if not np.isfinite(mm).any():
+        raise DataError("every value is missing; expected a field of rain")
+    return mm if units == AS_STORED else np.where(mm < 0, 0.0, mm)
+
+
+def _period(units, bounds, path):
+    """Seconds that a rate stands for: its time bounds (see _bounds), else one day where the name says a day."""
+    name, seconds, found = bounds
+    if name and not seconds > 0:
+        raise DataError(
+            f"units {units} are a rate, and {name} gives no period: {found}; "
+            "expected start and end, and a time unit of seconds, minutes, hours or days"
+        )
+    if name:
+        return seconds
+    stem = Path(path).stem if path else ""
+    times = name_times(stem)
+    clock = re.match(r"\d{4}[_-]\d\d[_-]\d\d[_-]\d{4}(?!\d)", stem)  # 2019_06_10_0000: a time of day, not a day
+    if units == "mm day-1" or (times and not clock):
+        return 86400.0
+    raise DataError(
+        f"units {units} are a rate and the file does not say over which period; add time bounds, or give amounts"
+    )
+
+
+def _bounds(dataset):
+    """(name, seconds between, words for both) of a dataset's time bounds: seconds NaN where not understood, name None without any."""
+    variables = {} if dataset is None else dataset.variables
+    time = variables["time"].attrs if "time" in variables else {}
+    for name in (time.get("bounds"), "time_bnds", "time_bounds"):
+        if name in variables:
+            unit = str(variables[name].attrs.get("units") or time.get("units", "")).split(" since")[0].strip()
+            seconds = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}.get(unit.lower().rstrip("s"), np.nan)
+            values = np.asarray(variables[name].values)
+            span = float(np.ptp(values.astype("float64"))) if values.dtype.kind in "iuf" else np.nan
+            return name, span * seconds, f"{values.ravel()} in {unit or 'no unit'}"
+    return None, np.nan, ""
+
+
+# ---------------------------------------------------------------- folders of files
+
+
+def inspect_files(paths, units="auto"):
+    """Open every file once through the reader and decide the units of the folder.
+
+    Args: paths: list of files. units: `auto` or a key of UNITS.
+    Returns: (records, faults): records of plain values (path, size, mtime_ns, time, forecast_reference_time, units,
+        units_from, step, rows, cols, archive) of the good files in date order; faults: messages of the bad ones.
+    """
+    records, faults = [], []
+    for path in utils.progress(paths, "reading"):
+        try:
+            records.append(_inspect(path, None if units == "auto" else units))
+        except DataError as error:
+            faults.append(str(error))
+    bare = [record for record in records if record["units"] == AS_STORED]
+    for record in bare[:]:  # impossible in metres and in millimetres alike: no witness for the others
+        if record["summary"][0] > MAX_DAILY or record["summary"][3] < PACKING_NOISE:
+            high, low = record["summary"][0], record["summary"][3]
+            faults.append(
+                f"{record['path']}: values from {low:g} to {high:g}, no units attribute; expected 0 to {MAX_DAILY:g} mm, NaN for "
+                "missing (an undeclared fill value? set _FillValue, for example with cdo setmissval)"
+            )
+            bare.remove(record), records.remove(record)
+    try:
+        _one_unit(bare)
+        decided = decide_units([record["summary"] for record in bare]) if bare else None
+    except DataError as error:
+        return [], [*faults, f"{Path(bare[0]['path']).parent}: {error}"]
+    for record in bare:
+        record.update(units=decided, units_from="values")
+        high, low = record["summary"][0] * AMOUNTS[decided], record["summary"][3] * AMOUNTS[decided]
+        if low < PACKING_NOISE or high > MAX_DAILY:
+            faults.append(
+                f"{record['path']}: values from {low:g} to {high:g} mm (read as {decided}); expected 0 to {MAX_DAILY:g} mm, "
+                "NaN for missing; wrong units? override with --units"
+            )
+            records.remove(record)
+    records = [{key: value for key, value in record.items() if key != "summary"} for record in records]
+    return sorted(records, key=lambda r: (r["time"], r["forecast_reference_time"] or "", r["path"])), faults
+
+
+def _inspect(path, units):
+    """The record of one file; its units are AS_STORED where nothing says."""
+    with _open(path) as dataset:
+        tp = canonical(_pick(dataset, path), path, units, dataset, undecided=AS_STORED)
+    (size, mtime_ns), grid, reference = _stamp(path), grid_of(tp), tp.coords.get("forecast_reference_time")
+    return {
+        "path": Path(path).as_posix(),
+        "size": size,
+        "mtime_ns": mtime_ns,
+        "time": str(tp.time.values)[:16],
+        "forecast_reference_time": None if reference is None else str(reference.values)[:16],
+        "units": tp.attrs["units_in_file"],
+        "units_from": "--units" if units else "attribute",
+        "step": float(grid.step),
+        "rows": grid.rows,
+        "cols": grid.cols,
+        "archive": tp.attrs.get("archive", ""),
+        "summary": _summary(tp.values),
+    }
+
+
+def _stamp(path):
+    """(size, mtime in ns) of a file: what tells that it is still the one that was read."""
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns
+
+
+# ---------------------------------------------------------------- grids
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Square cells: `north` and `west` outer edges and `step`, exact fractions of a degree; rows run southward."""
+
+    north: Fraction
+    west: Fraction
+    step: Fraction
+    rows: int
+    cols: int
+
+    @cached_property
+    def _hash(self):
+        return hash((self.north, self.west, self.step, self.rows, self.cols))
+
+    def __hash__(self):  # hashing fractions is slow, and grids key the caches below
+        return self._hash
+
+    @property
+    def south(self):
+        return self.north - self.rows * self.step
+
+    @property
+    def east(self):
+        return self.west + self.cols * self.step
+
+    @property
+    def shape(self):
+        return self.rows, self.cols
+
+    @property
+    def lat(self):
+        """Cell centres, degrees north, descending."""
+        return centres(self.north, -self.step, self.rows)
+
+    @property
+    def lon(self):
+        """Cell centres, degrees east, ascending."""
+        return centres(self.west, self.step, self.cols)
+
+    @property
+    def extent(self):
+        """Outer edges in words."""
+        return f"{float(self.west):g}..{float(self.east):g} E, {float(self.south):g}..{float(self.north):g} N"
+
+    def refine(self, scale):
+        """The same extent in cells `scale` times finer."""
+        return Grid(self.north, self.west, self.step / scale, self.rows * scale, self.cols * scale)
+
+    def coarsen(self, step):
+        """Whole cells of `step` degrees laid from the north-west corner; an incomplete remainder is left out."""
+        return Grid(self.north, self.west, step, int(self.rows * self.step / step), int(self.cols * self.step / step))
+
+    def holds(self, other):
+        """True where `other` lies inside this extent."""
+        return (
+            self.west <= other.west
+            and other.east <= self.east
+            and self.south <= other.south
+            and other.north <= self.north
+        )
+
+    def window(self, other):
+        """Row and column slices of `other` in this grid (same step and lattice).
+
+        Raises: DataError: `other` is not on this lattice or reaches beyond it.
+        """
+        row, col = (self.north - other.north) / self.step, (other.west - self.west) / self.step
+        if self.step != other.step or row.denominator != 1 or col.denominator != 1 or not self.holds(other):
+            raise DataError(
+                f"cells over {other.extent} at {float(other.step):g} degree are not cells of the grid over "
+                f"{self.extent} at {float(self.step):g} degree"
+            )
+        return slice(int(row), int(row) + other.rows), slice(int(col), int(col) + other.cols)
+
+    @classmethod
+    def from_centres(cls, lat, lon):
+        """The grid of float cell centres, lat descending and lon ascending.
+
+        Raises: DataError: fewer than two nodes, irregular spacing, or cells that are not square.
+        """
+        return _grid_of_nodes(*(np.asarray(nodes, "float64").tobytes() for nodes in (lat, lon)))
+
+
+@lru_cache(maxsize=64)
+def _grid_of_nodes(lat, lon):
+    """Grid.from_centres of the bytes of float64 nodes, remembered: an archive is thousands of files on one grid."""
+    lat, lon = (np.frombuffer(nodes, "float64") for nodes in (lat, lon))
+    step_lat, step_lon = regular_step(-lat, "lat"), regular_step(lon, "lon")
+    if step_lat != step_lon:
+        raise DataError(
+            f"steps of lat ({float(step_lat):g}) and lon ({float(step_lon):g} degree) differ; "
+            "expected square cells: regrid the file, for example with cdo remapcon"
+        )
+    north, west = snap(lat[0], step_lat) + step_lat / 2, snap(lon[0], step_lat) - step_lat / 2
+    return Grid(north, west, step_lat, len(lat), len(lon))
+
+
+def grid_of(tp):
+    """The Grid of a canonical field."""
+    return Grid.from_centres(tp.lat.values, tp.lon.values)
+
+
+def ratio(value):
+    """A step or bound in degrees as the fraction that was meant (0.4 -> 2/5, 0.0083333 -> 1/120)."""
+    return value if isinstance(value, Fraction) else Fraction(float(value)).limit_denominator(7200)
+
+
+def simplest(low, high):
+    """The fraction of the smallest denominator in low..high, 0 < low < high."""
+    whole = -(-low // 1)
+    return Fraction(whole) if whole <= high else whole - 1 + 1 / simplest(1 / (high - whole + 1), 1 / (low - whole + 1))
+
+
+def snap(value, step):
+    """A node's coordinate as an exact fraction: an eighth of a step where it lies on one (float32 files miss it a little)."""
+    eighth = round(Fraction(float(value)) / step * 8) * step / 8
+    slack = max(1e-6 * abs(value), SINGLE) + 1e-3 * float(step)
+    return eighth if abs(float(eighth) - value) < slack else ratio(value)
+
+
+def centres(edge, step, count):
+    """Cell centres from exact integers, never accumulated, rounded to 1e-6 degree."""
+    start, scale = edge + step / 2, (edge + step / 2).denominator * step.denominator
+    index = int(start * scale) + np.arange(count) * int(step * scale)
+    return np.round(index / scale, 6)
+
+
+def regular_step(nodes, name):
+    """Spacing of ascending nodes as a fraction. Raises DataError where it is not one spacing."""
+    if len(nodes) < 2:
+        raise DataError(f"{name} has {len(nodes)} node(s); expected a grid of at least 2 x 2 cells")
+    gaps = np.diff(nodes)
+    mean, blur = Fraction(float(nodes[-1] - nodes[0])) / len(gaps), Fraction(SINGLE) / len(gaps)
+    step = simplest(mean - blur, mean + blur).limit_denominator(7200) if mean > blur else ratio(mean)
+    slack = max(1e-6 * np.abs(nodes).max(), SINGLE) + 1e-3 * float(step)  # float32 coordinates of a fine grid
+    if step <= 0 or np.abs(gaps - float(step)).max() > slack:
+        k = int(np.abs(gaps - float(step)).argmax())
+        raise DataError(
+            f"{name} is not regular: {abs(nodes[k]):g} to {abs(nodes[k + 1]):g} where the mean step is {float(step):g} "
+            "degree; expected one step (a region across 180 degrees must be cut in two)"
+        )
+    return step
