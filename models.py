@@ -1,22 +1,19 @@
-"""Networks, losses and sampling of the downscaling: tensors in, tensors out.
+"""Networks, transforms and losses: tensors in, tensors out.
 
-What it is for: `Generator` turns coarse rain (N, 1, h, w) into fine rain (N, 1, h * scale, w * scale), both in mm per
-accumulation, non-negative and without missing values; `downscale` runs it over whole fields of any size, in tiles, with
-missing cells and several members. `Discriminator`, `TruncatedVGG19` and the losses are what training needs besides.
-It reads no file but the VGG19 weights and writes none.
+`Generator` turns coarse rain (N, 1, h, w) into fine rain (N, 1, h * scale, w * scale), both in mm per accumulation,
+non-negative and without missing values. `Discriminator`, `TruncatedVGG19` and the losses are for training.
 
-Example:
+Reads    the VGG19 weights, where content loss vgg is asked for.
+Writes   nothing.
+
     generator = Generator(GeneratorConfig(scale=100))
-    sr = generator(torch.rand(2, 1, 4, 4))        # (2, 1, 400, 400), block means are the input's
+    sr = generator(torch.rand(2, 1, 4, 4))            # (2, 1, 400, 400); the mean of each block is the input's value
 """
 
 import hashlib
-import logging
 import math
 import re
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,12 +21,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import distance_transform_edt
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from utils import GeneratorConfig, prime_factors
+
 ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "leakyrelu": lambda: nn.LeakyReLU(0.2), "tanh": nn.Tanh}
-NORMS = ("none", "batch")
 EMPTY = 1e-20  # mm: no logarithm of zero
 PASSES = 2  # corrections of even_levels
 SEAMS_FROM = 10  # scale from which cells are evened: smaller ones are within reach of the last convolutions
@@ -37,63 +34,16 @@ DRY = 0.01  # mm: less than this in a pixel is no rain
 EXP_LIMIT = 10.0  # exp(10) mm is beyond any rain
 VGG_FILE = "vgg19-dcbb9e9d.pth"
 
+# fmt: off
 __all__ = [
-    "ACTIVATIONS",
-    "ADVERSARIAL_LOSSES",
-    "CONTENT_LOSSES",
-    "EMA",
-    "OUTPUTS",
-    "TRANSFORMS",
-    "CollapseGuard",
-    "ConModel",
-    "Discriminator",
-    "Generator",
-    "GeneratorConfig",
-    "ResModel",
-    "SRConModel",
-    "SRResModel",
-    "TruncatedVGG19",
-    "conserve_mass",
-    "content_loss",
-    "downscale",
-    "even_levels",
-    "fair_crps",
-    "generator_config",
-    "gradient_penalty",
-    "initialise_normal",
-    "load_generator",
-    "predictor",
-    "prime_factors",
+    "ACTIVATIONS", "ADVERSARIAL_LOSSES", "CONTENT_LOSSES", "ConModel", "Discriminator", "Generator", "GeneratorConfig",
+    "OUTPUTS", "ResModel", "SRConModel", "SRResModel", "TRANSFORMS", "TruncatedVGG19", "conserve_mass", "content_loss",
+    "even_levels", "fair_crps", "generator_config", "gradient_penalty", "initialise_normal", "load_generator",
 ]
-
-log = logging.getLogger(__name__)
-
-
-# ---- settings and transforms ----
+# fmt: on
 
 
-class Transform(NamedTuple):
-    """One normalisation: fit(values in mm) -> parameters (plain floats); forward(x, p); inverse(y, p) back to mm."""
-
-    fit: Callable
-    forward: Callable
-    inverse: Callable
-
-
-def prime_factors(scale):
-    """Prime factors of an integer scale, ascending: 100 -> [2, 2, 5, 5]. Raises ValueError below 2."""
-    if scale < 2:
-        raise ValueError(f"scale = {scale}: an integer of at least 2 is needed")
-    factors, rest, p = [], scale, 2
-    while rest > 1:
-        while rest % p == 0:
-            factors.append(p)
-            rest //= p
-        p += 1
-    return factors
-
-
-# ---- building blocks ----
+# ---------------------------------------------------------------- building blocks
 
 
 class ConModel(nn.Module):
@@ -120,17 +70,17 @@ class ConModel(nn.Module):
 class ResModel(nn.Module):
     """Residual block of SRResNet (Ledig et al. 2017): convolution, activation, convolution, plus the input."""
 
-    def __init__(self, channels, *, norm="none", activation="prelu", padding="replicate", dropout=0.0):
+    def __init__(self, channels, *, norm="none", activation="prelu", padding="replicate"):
         super().__init__()
         self.crop = 0 if padding == "replicate" else 2
         self.body = nn.Sequential(
             ConModel(channels, channels, norm=norm, activation=activation, padding=padding),
-            nn.Dropout2d(dropout),
+            nn.Identity(),  # keeps the names of the weights in earlier checkpoints, which had dropout here
             ConModel(channels, channels, norm=norm, padding=padding),
         )
 
     def forward(self, x):
-        return _trim(x, self.crop) + self.body(x)
+        return trim(x, self.crop) + self.body(x)
 
 
 class SRConModel(nn.Module):
@@ -154,7 +104,7 @@ class SRConModel(nn.Module):
 
     def forward(self, x, noise, known):
         """x (N, c_in, h + 2 margin_in, ...), noise alike or None, known (N, ., factor h + 2 (margin_out + 1), ...)."""
-        x = _trim(_shuffled(self.up, _joined(x.dtype, x, noise), self.factor), self.surplus)
+        x = trim(_shuffled(self.up, _joined(x.dtype, x, noise), self.factor), self.surplus)
         return self.activation(self.norm(x + self.join(known)))
 
 
@@ -175,9 +125,7 @@ class SRResModel(nn.Module):
         blocks = list(config.stage_blocks) or [2 if g <= 4 else 1 if g <= 20 else 0 for g in self.grids[1:]]
         self.noise_channels, known = config.noise_channels, 1 + config.position_channels
         self.head = ConModel(known, c, 9, activation=config.activation)
-        self.body = nn.Sequential(
-            *(ResModel(c, dropout=config.dropout, **kw) for _ in range(config.blocks)), ConModel(c, c, norm=config.norm)
-        )
+        self.body = nn.Sequential(*(ResModel(c, **kw) for _ in range(config.blocks)), ConModel(c, c, norm=config.norm))
         ups, refine, margin = [], [], 1  # the output convolution needs one pixel around
         self.margins = []  # surroundings, in pixels, of what is known at each stage's grid
         for k in reversed(range(len(self.factors))):
@@ -217,7 +165,7 @@ class SRResModel(nn.Module):
         Returns: (N, 1, h * scale, w * scale), float32.
         """
         for k, (up, refine) in enumerate(zip(self.ups, self.refine, strict=True)):
-            copy = _enlarge(x, self.grids[k + 1], self.halo, self.margins[k])  # (N, 1, grid h + 2 margin, ...)
+            copy = enlarge(x, self.grids[k + 1], self.halo, self.margins[k])  # (N, 1, grid h + 2 margin, ...)
             where = positions[k].expand(len(x), -1, -1, -1) if positions else None
             fine = noise[k + 1 :] if k + 1 == len(self.ups) else ()  # the noise at HR
             known = _joined(features.dtype, copy, where, *fine)
@@ -225,7 +173,7 @@ class SRResModel(nn.Module):
         return self.out(features).float()
 
 
-# ---- generator ----
+# ---------------------------------------------------------------- generator
 
 
 class Generator(nn.Module):
@@ -295,7 +243,7 @@ class Generator(nn.Module):
         r0, r1, c0, c1 = crop
         with torch.autocast(detail.device.type, enabled=False):
             around = F.pad(self._transformed(lr), (1,) * 4, mode="replicate")[..., r0 : r1 + 2, c0 : c1 + 2]
-            raw = detail + self.gain * _enlarge(around, self.scale, 1, 0)
+            raw = detail + self.gain * enlarge(around, self.scale, 1, 0)
             if not self.config.conserve:
                 return OUTPUTS[self.config.output](raw)
             lr = lr[..., r0:r1, c0:c1].float()
@@ -355,7 +303,7 @@ def even_levels(logs, lr, scale):
     wet = (lr > 0).to(lr.dtype)
 
     def between(cells):  # (N, 1, h, w) -> (N, 1, h * scale, w * scale)
-        return _enlarge(F.pad(cells, (1,) * 4, mode="replicate"), scale, 1, 0)
+        return enlarge(F.pad(cells, (1,) * 4, mode="replicate"), scale, 1, 0)
 
     weight = between(wet).clamp(min=0.25)  # a wet cell's own share of the interpolation is never less
     moved, shift = logs, torch.zeros_like(lr)
@@ -381,21 +329,25 @@ def load_generator(state, device="cpu"):
 
 
 def generator_config(state):
-    """The GeneratorConfig of a checkpoint's or an export's dict."""
-    return GeneratorConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["generator_config"].items()})
+    """The GeneratorConfig of a checkpoint's or an export's dict.
+
+    Raises: ValueError: made by an earlier version with a setting that no longer exists.
+    """
+    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in state["generator_config"].items()}
+    if stored.pop("dropout", 0):
+        raise ValueError("trained with dropout, which this version does not have")
+    return GeneratorConfig(**stored)
 
 
-# ---- whole fields ----
-
-
-# ---- critics ----
+# ---------------------------------------------------------------- critics
 
 
 class Discriminator(nn.Module):
     """SRGAN's discriminator (Ledig et al. 2017), conditional on LR, with spectral norm (Miyato et al. 2018).
 
     Convolutions k3 of channels x (1, 1, 2, 2, 4, 4, 8, 8), stride 2 every other one, pooled to 6 x 6, dense
-    16 x channels (SRGAN: 64 channels, 1024), 1. It sees log10(1 + 10 mm) of the field and of the LR values spread over their cells.
+    16 x channels (SRGAN: 64 channels, 1024), 1. It sees log10(1 + 10 mm) of the field and of the LR values spread over
+    their cells.
     """
 
     def __init__(self, channels=64, blocks=8):
@@ -449,7 +401,7 @@ class TruncatedVGG19(nn.Module):
         return self.features((image.expand(-1, 3, -1, -1) - self.mean) / self.std)
 
 
-# ---- losses ----
+# ---------------------------------------------------------------- losses
 
 
 def fair_crps(members, target, pools=(1, 4, 16)):
@@ -497,10 +449,74 @@ def gradient_penalty(discriminator, lr, field):
     return slope.float().square().sum((1, 2, 3)).mean()
 
 
-# ---- training helpers ----
+# ---------------------------------------------------------------- transforms
 
 
-# ---- private ----
+class Transform(NamedTuple):
+    """One normalisation: fit(values in mm) -> parameters (plain floats); forward(x, p); inverse(y, p) back to mm."""
+
+    fit: Callable
+    forward: Callable
+    inverse: Callable
+
+
+def _fit_range(values):
+    v = np.asarray(values, np.float64)
+    return {"min": float(v.min()), "max": float(v.max()), "mean": float(v.mean()), "std": float(v.std())}
+
+
+def _fit_decimal(values):
+    largest = float(np.abs(np.asarray(values)).max())
+    return {"divisor": 10.0 ** math.ceil(math.log10(largest)) if largest > 0 else 1.0}
+
+
+def _fit_binary(values, threshold=0.1):
+    v = np.asarray(values, np.float64)
+    wet, dry = v[v >= threshold], v[v < threshold]
+    return {
+        "threshold": threshold,
+        "wet": float(wet.mean()) if wet.size else threshold,
+        "dry": float(dry.mean()) if dry.size else 0.0,
+    }
+
+
+TRANSFORMS = {
+    "log": Transform(
+        lambda values: {"c": 10.0},
+        lambda x, p: (1 + p["c"] * x).log10(),
+        lambda y, p: (10**y - 1) / p["c"],
+    ),
+    "minmax": Transform(
+        _fit_range,
+        lambda x, p: (x - p["min"]) / max(p["max"] - p["min"], 1e-12),
+        lambda y, p: y * max(p["max"] - p["min"], 1e-12) + p["min"],
+    ),
+    "zscore": Transform(
+        _fit_range,
+        lambda x, p: (x - p["mean"]) / max(p["std"], 1e-12),
+        lambda y, p: y * max(p["std"], 1e-12) + p["mean"],
+    ),
+    "decimal": Transform(_fit_decimal, lambda x, p: x / p["divisor"], lambda y, p: y * p["divisor"]),
+    "mean": Transform(
+        _fit_range,
+        lambda x, p: (x - p["mean"]) / max(p["max"] - p["min"], 1e-12),
+        lambda y, p: y * max(p["max"] - p["min"], 1e-12) + p["mean"],
+    ),
+    # Two classes: the way back gives each class its mean, the nearest thing to an inverse that exists.
+    "binarise": Transform(
+        _fit_binary,
+        lambda x, p: (x >= p["threshold"]).to(x.dtype),
+        lambda y, p: p["dry"] + (p["wet"] - p["dry"]) * y,
+    ),
+    "mean_over_max": Transform(
+        _fit_range,
+        lambda x, p: (x - p["mean"]) / max(p["max"], 1e-12),
+        lambda y, p: y * max(p["max"], 1e-12) + p["mean"],
+    ),
+}
+
+
+# ---------------------------------------------------------------- parts of the networks
 
 
 def _joined(dtype, *parts):
@@ -510,8 +526,11 @@ def _joined(dtype, *parts):
 
 
 def _shuffled(conv, x, factor):
-    """Pixel shuffle of conv(x). The filters are put in the order in which the pixels will lie in memory (channels last),
-    so that rows of `factor` pixels are moved whole; PixelShuffle moves number by number, six times as long both ways."""
+    """Convolution and pixel shuffle, as nn.PixelShuffle(factor)(conv(x)) but six times as fast in channels-last layout.
+
+    The filters are put in the order in which the pixels will lie in memory, so that rows of `factor` pixels are moved
+    whole; PixelShuffle moves number by number.
+    """
     weight, bias = (p.unflatten(0, (-1, factor, factor)).movedim(0, 2).flatten(0, 2) for p in (conv.weight, conv.bias))
     made = F.conv2d(x, weight, bias).permute(0, 2, 3, 1)  # (N, h, w, factor * factor * C)
     n, h, w, _ = made.shape
@@ -519,15 +538,25 @@ def _shuffled(conv, x, factor):
     return made.reshape(n, h * factor, w * factor, -1).permute(0, 3, 1, 2)
 
 
-def _trim(x, n):
-    """(N, C, h, w) without n pixels on each side; its gradient is channels last: that of a plain slice is not, and is copied
-    for long."""
+def trim(x, n):
+    """Cut n pixels off each side of x (N, C, h, w).
+
+    The gradient keeps the channels-last layout; that of a plain slice does not, and copying it takes long.
+    """
     return x.permute(0, 2, 3, 1)[:, n:-n, n:-n].permute(0, 3, 1, 2) if n else x
 
 
 def _taper(channels, stages):
     """Widths from `channels` down to a share of it, multiples of 8 (what matrix units take), at least 16."""
     return [max(16, 8 * math.ceil(channels * (stages - k) / stages / 8)) for k in range(stages)]
+
+
+def initialise_normal(module, std=0.02):
+    """Weights N(0, std), biases 0 (DCGAN, Radford et al. 2016; the user's notes)."""
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d | nn.Linear):
+            nn.init.normal_(m.weight, 0.0, std)
+            nn.init.zeros_(m.bias)
 
 
 def _initialise(net):
@@ -555,10 +584,11 @@ def _icnr(conv, factor):
         conv.weight.copy_(weight)
 
 
-def _enlarge(x, grid, halo, margin):
-    """Bilinear x (N, 1, h + 2 halo, ...) -> (N, 1, grid h + 2 margin, ...), float32.
+def enlarge(x, grid, halo, margin):
+    """Interpolate x bilinearly: (N, 1, h + 2 halo, ...) -> (N, 1, grid h + 2 margin, ...), float32.
 
-    As two products with small matrices: only the pixels that are looked at are made.
+    Two products with small matrices make only the pixels that are looked at: 6 to 30 times as fast as F.interpolate,
+    which makes those of the whole halo too (x100, crops of one cell).
     """
 
     def weights(cells):  # (grid h + 2 margin, h + 2 halo)
@@ -632,60 +662,6 @@ def _bce(real, fake):
     return F.softplus(-real).mean() + F.softplus(fake).mean(), F.softplus(-fake).mean()
 
 
-def _fit_range(values):
-    v = np.asarray(values, np.float64)
-    return {"min": float(v.min()), "max": float(v.max()), "mean": float(v.mean()), "std": float(v.std())}
-
-
-def _fit_decimal(values):
-    largest = float(np.abs(np.asarray(values)).max())
-    return {"divisor": 10.0 ** math.ceil(math.log10(largest)) if largest > 0 else 1.0}
-
-
-def _fit_binary(values, threshold=0.1):
-    v = np.asarray(values, np.float64)
-    wet, dry = v[v >= threshold], v[v < threshold]
-    return {
-        "threshold": threshold,
-        "wet": float(wet.mean()) if wet.size else threshold,
-        "dry": float(dry.mean()) if dry.size else 0.0,
-    }
-
-
-TRANSFORMS = {
-    "log": Transform(
-        lambda values: {"c": 10.0},
-        lambda x, p: (1 + p["c"] * x).log10(),
-        lambda y, p: (10**y - 1) / p["c"],
-    ),
-    "minmax": Transform(
-        _fit_range,
-        lambda x, p: (x - p["min"]) / max(p["max"] - p["min"], 1e-12),
-        lambda y, p: y * max(p["max"] - p["min"], 1e-12) + p["min"],
-    ),
-    "zscore": Transform(
-        _fit_range,
-        lambda x, p: (x - p["mean"]) / max(p["std"], 1e-12),
-        lambda y, p: y * max(p["std"], 1e-12) + p["mean"],
-    ),
-    "decimal": Transform(_fit_decimal, lambda x, p: x / p["divisor"], lambda y, p: y * p["divisor"]),
-    "mean": Transform(
-        _fit_range,
-        lambda x, p: (x - p["mean"]) / max(p["max"] - p["min"], 1e-12),
-        lambda y, p: y * max(p["max"] - p["min"], 1e-12) + p["mean"],
-    ),
-    # Two classes: the way back gives each class its mean, the nearest thing to an inverse that exists.
-    "binarise": Transform(
-        _fit_binary,
-        lambda x, p: (x >= p["threshold"]).to(x.dtype),
-        lambda y, p: p["dry"] + (p["wet"] - p["dry"]) * y,
-    ),
-    "mean_over_max": Transform(
-        _fit_range,
-        lambda x, p: (x - p["mean"]) / max(p["max"], 1e-12),
-        lambda y, p: y * max(p["max"], 1e-12) + p["mean"],
-    ),
-}
 OUTPUTS = {"softplus": F.softplus, "exp": _exp}
 CONTENT_LOSSES = {
     "crps": lambda members, target, pools, vgg: fair_crps(members, target, pools),

@@ -32,48 +32,16 @@ LOG_EVERY = 60  # seconds between the lines of long work in a batch log
 MANY = 10**9  # the largest seed, and more than any other whole number that is typed needs
 SUFFIXES = (".nc", ".nc4", ".cdf")  # of the files that stage 1 looks at, in small or capital letters
 
+# fmt: off
 __all__ = [
-    "AverageMeter",
-    "Damaged",
-    "DataError",
-    "GeneratorConfig",
-    "NetCDFWriter",
-    "TrainConfig",
-    "add_data_arguments",
-    "add_settings",
-    "adjust_learning_rate",
-    "check_settings",
-    "choose_outputs",
-    "clip_gradient",
-    "create_data_lists",
-    "default_checkpoint",
-    "digest",
-    "digest_of",
-    "field_times",
-    "load_checkpoint",
-    "log",
-    "netcdf_files",
-    "given",
-    "open_checkpoint",
-    "option",
-    "part_of",
-    "previous_checkpoint",
-    "progress",
-    "read_info",
-    "read_list",
-    "read_output",
-    "reading",
-    "run_stage",
-    "save_checkpoint",
-    "set_aside",
-    "when",
-    "whole_file",
-    "whole_number",
-    "write_field",
-    "write_json",
-    "write_lists",
-    "writing",
+    "AverageMeter", "Damaged", "DataError", "GeneratorConfig", "NetCDFWriter", "TrainConfig", "add_data_arguments",
+    "add_settings", "adjust_learning_rate", "check_settings", "choose_outputs", "clip_gradient",
+    "create_data_lists", "default_checkpoint", "digest", "digest_of", "field_times", "given", "load_checkpoint",
+    "log", "netcdf_files", "open_checkpoint", "option", "part_of", "previous_checkpoint", "progress", "read_info",
+    "read_list", "read_output", "reading", "run_stage", "save_checkpoint", "set_aside", "when", "whole_file",
+    "whole_number", "write_field", "write_json", "write_lists", "writing",
 ]
+# fmt: on
 
 
 # ---------------------------------------------------------------- messages
@@ -88,8 +56,11 @@ class Damaged(DataError):
 
 
 def run_stage(main):
-    """Run a script's main: its faults become one line on stderr and an exit code, never a traceback; SIGTERM and SIGUSR1
-    (a scheduler's) end it as Ctrl-C does, with what is half written removed, and 128 + the signal's number."""
+    """Run a script's main and end the process with its exit code; an error becomes one line on stderr, not a traceback.
+
+    SIGTERM and SIGUSR1 (a scheduler's) end it as Ctrl-C does: half-written files are removed, and the exit code is 128
+    plus the signal's number.
+    """
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files in a terminal that cannot show them
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
@@ -104,7 +75,7 @@ def run_stage(main):
 
 
 def log(*words):
-    """A line of progress on stdout, at once (batch logs are read while they grow); a reader that is gone ends no run."""
+    """Print a line on stdout at once: batch logs are read while they grow. A closed pipe does not end the run."""
     try:
         print(*words, flush=True)
     except BrokenPipeError:  # `| tee`, which the same Ctrl-C ended
@@ -221,8 +192,8 @@ def write_json(path, content):
 def create_data_lists(train_folders=(), eval_folders=(), output_folder=JSON_FOLDER, obj_folders=(), *, min_size=2):
     """Write the JSON lists from file names and grid sizes alone; stage 1 also reads every value, dates and units.
 
-    Args: *_folders: folders of NetCDF files; a list without folders is not written. min_size: files whose grid has fewer
-        rows or columns are left out and named.
+    Args: *_folders: folders of NetCDF files; a list without folders is not written. min_size: smallest number of rows
+        and columns of a grid; files with fewer are left out and named.
     Returns: PreInfo's content, with `left_out` (messages).
     Raises: DataError: a folder without files, or a file that is no NetCDF grid.
     """
@@ -239,8 +210,9 @@ def create_data_lists(train_folders=(), eval_folders=(), output_folder=JSON_FOLD
 def write_lists(output_folder, records, folders, left_out=()):
     """Write one JSON list for each of train, eval and obj that has records, and PreInfo.json with all that was found.
 
-    Args: records: {"train": [record, ...], ...} in the order of the list; `train_hr` and `eval_hr` hold the truth that LR
-        days are paired with by time. folders: {"train": [folder, ...], ...}. left_out: messages about files not taken.
+    Args: records: {"train": [record, ...], ...} in the order of the list; `train_hr` and `eval_hr` hold the truth that
+        LR days are paired with by time. folders: {"train": [folder, ...], ...}. left_out: messages about files that
+        were not taken.
     Returns: PreInfo's content, with `left_out`.
     Raises: DataError: no pair, or two truths of one time.
     """
@@ -286,7 +258,7 @@ def find_files(folders):
 
 
 def netcdf_files(folder):
-    """(paths named as NetCDF, names of what else is there) of a folder; hidden files and subfolders are not looked at."""
+    """List a folder: (paths named as NetCDF, names of what else is there), without hidden files and subfolders."""
     there = sorted(p for p in Path(folder).iterdir() if not p.name.startswith("."))
     inside = [p for p in there if p.suffix.lower() in SUFFIXES]
     return inside, [p.name for p in there if p not in inside]
@@ -332,7 +304,8 @@ def _pair_by_time(records, truth, split):
     for record in truth:
         if by_time.setdefault(record["time"], record["path"]) != record["path"]:
             raise DataError(
-                f"{split}: two truths of {record['time']}: {by_time[record['time']]} and {record['path']}; expected one, take one away"
+                f"{split}: two truths of {record['time']}: {by_time[record['time']]} and {record['path']}; "
+                "expected one, take one away"
             )
     pairs = [{"lr": r["path"], "hr": by_time[r["time"]]} for r in records if r["time"] in by_time]
     if not pairs:
@@ -352,7 +325,8 @@ def read_list(data_folder, split):
     if not path.is_file():
         where = "" if Path(data_folder) == Path(JSON_FOLDER) else f" --output-folder {data_folder}"
         raise DataError(
-            f"{path}: no such list; run 1create_data_lists.py{where} first, with files in Data/Data{split.title()} or --{split}-folders"
+            f"{path}: no such list; run 1create_data_lists.py{where} first, with files in Data/Data{split.title()} or "
+            f"--{split}-folders"
         )
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -374,7 +348,8 @@ def read_list(data_folder, split):
     windows = next((p for p in paths if "\\" in p and not os.path.exists(p)), None)
     if windows:
         raise DataError(
-            f"{path}: holds a Windows path ({windows}); expected forward slashes: run 1create_data_lists.py again on this machine"
+            f"{path}: holds a Windows path ({windows}); expected forward slashes: run 1create_data_lists.py again on "
+            "this machine"
         )
     return entries
 
@@ -402,7 +377,7 @@ def read_info(data_folder):
 # ---------------------------------------------------------------- settings
 
 
-def option(default, words, *, group=None, choices=(), low=None, high=None, joined=False, **argparse_words):
+def option(default, words, *, group=None, choices=(), low=None, high=MANY, joined=False, **argparse_words):
     """A field of a settings dataclass: its default, its help, its bounds, and the group of options it is listed under.
 
     Args: group: heading in --help; None: a setting that only recipes and rules change. choices: allowed values.
@@ -429,7 +404,7 @@ def check_settings(settings):
                     raise DataError(f"{name} {word}: expected one of {known}")
         low, high = (about.get(end) for end in ("low", "high"))
         for number in value if isinstance(value, (tuple, list)) else [value]:
-            if low is not None and not low <= number <= high:
+            if low is not None and not low <= number <= high:  # false for NaN too
                 raise DataError(f"{name} {shown}: expected {low:g} to {high:g}")
 
 
@@ -443,9 +418,8 @@ def add_settings(parser, cls, *, shown=()):
         about, default = item.metadata, item.default
         if not about.get("group"):
             continue
-        group = groups.get(about["group"]) or groups.setdefault(
-            about["group"], parser.add_argument_group(about["group"])
-        )
+        if about["group"] not in groups:
+            groups[about["group"]] = parser.add_argument_group(about["group"])
         if isinstance(default, bool):
             kind = {"action": argparse.BooleanOptionalAction}
         elif isinstance(default, tuple):
@@ -453,7 +427,7 @@ def add_settings(parser, cls, *, shown=()):
         else:
             kind = {"type": type(default), "metavar": {int: "N", float: "X", str: "NAME"}[type(default)]}
         text = dict(shown).get(item.name, " ".join(map(str, default)) if isinstance(default, tuple) else default)
-        group.add_argument(
+        groups[about["group"]].add_argument(
             f"--{item.name.replace('_', '-')}",
             default=argparse.SUPPRESS,
             help=f"{about['help']} (default: {text})",
@@ -467,6 +441,8 @@ def given(args, cls):
 
 
 NETWORK, RECIPE, LENGTH = "the network", "how it learns", "how long it trains"  # headings of stage 2's --help
+LOSSES = ("crps", "mse", "l1", "vgg")
+TRANSFORMS = ("log", "minmax", "zscore", "decimal", "mean", "binarise", "mean_over_max")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -477,53 +453,31 @@ class GeneratorConfig:
     blocks where a stage's pixels are at least a quarter of an LR cell, one where they are a twentieth, none beyond.
     """
 
-    scale: int = option(100, "HR pixels along an LR cell", low=2, high=MANY)
-    channels: int = option(24, "number of features at the LR grid", group=NETWORK, low=1, high=MANY)
-    blocks: int = option(4, "residual blocks at the LR grid", group=NETWORK, low=0, high=MANY)
-    stage_channels: tuple = option((), "features of each upsampling stage", low=1, high=MANY)
-    stage_blocks: tuple = option(
-        (),
-        "residual blocks of each upsampling stage, one number for each prime factor of the scale",
-        group=NETWORK,
-        low=0,
-        high=MANY,
-    )
-    noise_channels: int = option(
-        4,
-        "noise fields joined at each stage; 0 gives one deterministic field (SRResNet)",
-        group=NETWORK,
-        low=0,
-        high=MANY,
-    )
-    hr_noise: bool = option(
-        False, "join noise at the HR grid too: better texture at the finest scales, slower steps", group=NETWORK
-    )
-    norm: str = option(
-        "none", "none, or batch for batch normalisation (it disturbs amounts)", choices=("none", "batch")
-    )
-    activation: str = option("leakyrelu", "of the LR part", choices=("prelu", "relu", "leakyrelu", "tanh"))
+    # fmt: off
+    scale: int = option(100, "HR pixels along an LR cell", low=2)
+    channels: int = option(24, "number of features at the LR grid", group=NETWORK, low=1)
+    blocks: int = option(4, "residual blocks at the LR grid", group=NETWORK, low=0)
+    stage_channels: tuple = option((), "features of each upsampling stage", low=1)
+    stage_blocks: tuple = option((), "residual blocks of each stage, one number for each prime factor of the scale",
+        group=NETWORK, low=0)
+    noise_channels: int = option(4, "random fields joined at each stage; 0: one field without randomness (SRResNet)",
+        group=NETWORK, low=0)
+    hr_noise: bool = option(False, "join random fields at the HR grid too: truer finest scales, slower steps",
+        group=NETWORK)
+    norm: str = option("none", "none, or batch for batch normalisation (it disturbs amounts)",
+        choices=("none", "batch"))
+    activation: str = option("leakyrelu", "of the layers at LR", choices=("prelu", "relu", "leakyrelu", "tanh"))
     stage_activation: str = option("leakyrelu", "of the stages", choices=("prelu", "relu", "leakyrelu", "tanh"))
-    transform: str = option(
-        "log",
-        "how rain is scaled before the network sees it: %(choices)s",
-        group=NETWORK,
-        choices=("log", "minmax", "zscore", "decimal", "mean", "binarise", "mean_over_max"),
-    )
+    transform: str = option("log", f"scaling of rain before the network, one of {', '.join(TRANSFORMS)}",
+        group=NETWORK, choices=TRANSFORMS)
     transform_parameters: dict = dataclasses.field(default_factory=lambda: {"c": 10.0})
-    output: str = option("exp", "how the network's output becomes rain", choices=("softplus", "exp"))
-    conserve: bool = option(
-        True,
-        "rescale each block of pixels to the rain of its LR cell (off by default for --target paired)",
-        group=NETWORK,
-    )
-    position_channels: int = option(
-        0,
-        "learned maps of one fixed region (terrain, coast); the model then works only there",
-        group=NETWORK,
-        low=0,
-        high=MANY,
-    )
+    output: str = option("exp", "what turns the network's output into rain", choices=("softplus", "exp"))
+    conserve: bool = option(True, "rescale each block of pixels to the rain of its LR cell (--target paired: off)",
+        group=NETWORK)
+    position_channels: int = option(0, "learned maps of one fixed region (terrain, coast); the model works only there",
+        group=NETWORK, low=0)
     position_shape: tuple = ()
+    # fmt: on
 
     def __post_init__(self):
         check_settings(self)
@@ -552,80 +506,50 @@ def prime_factors(scale):
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How a generator is trained; stands in the checkpoint as a dict. Settings without a group change by --recipe alone."""
+    """How a generator is trained; stands in the checkpoint as a dict. What has no group is set by a recipe alone."""
 
-    recipe: str = option(
-        "crps",
-        "crps (fair CRPS of two members), srgan (SRResNet and SRGAN as published), or srgan-notes (the same with batch "
-        "normalisation and N(0, 0.02) weights)",
-        group=RECIPE,
-        choices=("crps", "srgan", "srgan-notes"),
-    )
-    content_steps: int = option(
-        1200, "steps of the content phase (generator alone); more for large archives", group=LENGTH, low=0, high=MANY
-    )
-    adversarial_steps: int = option(
-        0, "steps of the adversarial phase (generator against discriminator)", group=LENGTH, low=0, high=MANY
-    )
-    epoch_steps: int = option(200, "steps between validations, each with a checkpoint", group=LENGTH, low=1, high=MANY)
-    valid_share: float = option(
-        0.1,
-        "share of the training days (of few files: of their columns) held out for validation",
-        group=LENGTH,
-        low=0,
-        high=0.9,
-    )
-    valid_windows: int = option(24, "windows scored at each validation", group=LENGTH, low=1, high=MANY)
-    calibrate: int = option(
-        0,
-        "tries to fit the noise strength to the observed spectrum at the end (30 to 50, some minutes); 0: none",
-        group=LENGTH,
-        low=0,
-        high=MANY,
-    )
-    content: str = option(
-        "crps", "content loss: crps, mse, l1 or vgg; several joined by +", group=RECIPE,
-        choices=("crps", "mse", "l1", "vgg"), joined=True,
-    )  # fmt: skip
-    adversarial_content: str = option(
-        "", "content loss of the adversarial phase", choices=("", "crps", "mse", "l1", "vgg"), joined=True
-    )
+    # fmt: off
+    recipe: str = option("crps", "crps (fair CRPS), srgan (as published) or srgan-notes (with batch normalisation)",
+        group=RECIPE, choices=("crps", "srgan", "srgan-notes"))
+    content_steps: int = option(1200, "steps of the content phase (generator alone); more for large archives",
+        group=LENGTH, low=0)
+    adversarial_steps: int = option(0, "steps of the adversarial phase (generator against discriminator)",
+        group=LENGTH, low=0)
+    epoch_steps: int = option(200, "steps between validations, each with a checkpoint", group=LENGTH, low=1)
+    valid_share: float = option(0.1, "share of the days (of few files: of their columns) held out for validation",
+        group=LENGTH, low=0, high=0.9)
+    valid_windows: int = option(24, "windows scored at each validation", group=LENGTH, low=1)
+    calibrate: int = option(0, "tries to fit the strength of the noise to the observed spectrum, after the last step",
+        group=LENGTH, low=0)
+    content: str = option("crps", "content loss: crps, mse, l1 or vgg; several joined by +",
+        group=RECIPE, choices=LOSSES, joined=True)
+    adversarial_content: str = option("", "content loss of the adversarial phase; empty: the same",
+        choices=("", *LOSSES), joined=True)
     adversarial: str = option("relativistic", "adversarial loss", choices=("relativistic", "hinge", "bce"))
-    members: int = option(2, "members made of each sample", low=1, high=MANY)
-    batch: int = option(16, "samples in a step, over all processes", group=RECIPE, low=1, high=MANY)
-    window: tuple = option(
-        (4, 7),
-        "smallest and largest side of the area that the network sees, in crops; 0: the whole region",
-        group=RECIPE,
-    )
-    crop: int = option(
-        100,
-        "side of the area that is made and compared, HR pixels (at least one LR cell); 0: the whole window",
-        group=RECIPE,
-        low=0,
-        high=MANY,
-    )
-    pools: tuple = option((1, 4, 16), "sides of the block means the CRPS is taken on, HR pixels", low=1, high=MANY)
+    members: int = option(2, "members made of each sample", low=1)
+    batch: int = option(16, "samples in a step, over all processes", group=RECIPE, low=1)
+    window: tuple = option((4, 7), "smallest and largest side of what the network sees, in crops; 0: the whole region",
+        group=RECIPE)
+    crop: int = option(100, "side of what is made and compared, HR pixels (at least one LR cell); 0: the whole window",
+        group=RECIPE, low=0)
+    pools: tuple = option((1, 4, 16), "sides of the block means the CRPS is taken on, HR pixels", low=1)
     learning_rate: float = option(2e-3, "learning rate of the generator", group=RECIPE, low=1e-12, high=10)
-    schedule: str = option(
-        "cosine", "cosine to 0 in each phase, or a tenth from half time on", choices=("cosine", "half")
-    )
+    schedule: str = option("cosine", "cosine (to 0 in each phase) or half (a tenth from half time on)",
+        choices=("cosine", "half"))
     optimizer: str = option("adamw", "optimiser of the generator", choices=("adamw", "adam"))
-    weight_decay: float = option(0.01, "weight decay of adamw", low=0, high=MANY)
-    restraint: float = option(1e-3, "weight of the mean square of the network's output", low=0, high=MANY)
-    clip_norm: float = option(1.0, "largest gradient norm; 0: gradients are clamped to -1..1", low=0, high=MANY)
+    weight_decay: float = option(0.01, "weight decay of adamw", low=0)
+    restraint: float = option(1e-3, "weight of the mean square of the network's output", low=0)
+    clip_norm: float = option(1.0, "largest gradient norm; 0: gradients are clamped to -1..1", low=0)
     ema: float = option(0.997, "decay of the averaged weights that stages 3 and 4 use", low=0, high=1)
-    beta: float = option(0.02, "weight of the adversarial loss", low=0, high=MANY)
-    penalty: float = option(1.0, "weight of the gradient penalty", low=0, high=MANY)
-    discriminator_channels: int = option(
-        16, "features of the discriminator (SRGAN: 64)", group=RECIPE, low=1, high=MANY
-    )
+    beta: float = option(0.02, "weight of the adversarial loss", low=0)
+    penalty: float = option(1.0, "weight of the gradient penalty", low=0)
+    discriminator_channels: int = option(16, "number of features of the discriminator (SRGAN: 64)", group=RECIPE, low=1)
     discriminator_rate: float = option(3e-4, "learning rate of the discriminator", low=1e-12, high=10)
     amounts: float = option(1.5, "training amounts are scaled by up to this factor, either way", low=1, high=100)
-    initial: str = option(
-        "default", "initial weights: default, or normal for N(0, 0.02)", choices=("default", "normal")
-    )
-    seed: int = option(0, "seed of weights, windows and noise", group=RECIPE, low=0, high=MANY)
+    initial: str = option("default", "initial weights: default, or normal for N(0, 0.02)",
+        choices=("default", "normal"))
+    seed: int = option(0, "seed of weights, windows and noise", group=RECIPE, low=0)
+    # fmt: on
 
     def __post_init__(self):
         if tuple(self.window) in ((), (0,)):
@@ -635,24 +559,13 @@ class TrainConfig:
         check_settings(self)
 
 
-_SRGAN = {
-    "members": 1,
-    "content": "mse",
-    "adversarial_content": "vgg",
-    "adversarial": "bce",
-    "beta": 1e-3,
-    "learning_rate": 1e-4,
-    "optimizer": "adam",
-    "schedule": "half",
-    "weight_decay": 0.0,
-    "restraint": 0.0,
-    "clip_norm": 0.0,
-    "adversarial_steps": 4000,
-    "discriminator_channels": 64,
-    "discriminator_rate": 1e-4,
-    "amounts": 1.0,
-    "crop": 200,
+# fmt: off
+_SRGAN = {  # Ledig et al. (2017)
+    "content": "mse", "adversarial_content": "vgg", "adversarial": "bce", "beta": 1e-3, "adversarial_steps": 4000,
+    "optimizer": "adam", "schedule": "half", "learning_rate": 1e-4, "discriminator_rate": 1e-4, "weight_decay": 0.0,
+    "restraint": 0.0, "clip_norm": 0.0, "discriminator_channels": 64, "amounts": 1.0, "crop": 200,
 }
+# fmt: on
 RECIPES = {  # name: (fields of TrainConfig, fields of GeneratorConfig)
     "crps": ({}, {}),
     "srgan": (_SRGAN, {"noise_channels": 0}),
@@ -758,7 +671,8 @@ def load_checkpoint(path, map_location="cpu"):
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         found = state.get("format", "none") if isinstance(state, dict) else type(state).__name__
         raise DataError(
-            f"{path}: checkpoint format {found}, expected {CHECKPOINT_FORMAT}; train again with this version of 2train.py"
+            f"{path}: checkpoint format {found}, expected {CHECKPOINT_FORMAT}; train again with this version of "
+            "2train.py"
         )
     return state
 
@@ -792,7 +706,8 @@ def reading(path):
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         words = " ".join((str(error).splitlines() or [""])[:3])[:240]
         raise DataError(
-            f"{path}: not a whole checkpoint of this version ({type(error).__name__}: {words}); expected what 2train.py writes"
+            f"{path}: not a whole checkpoint of this version ({type(error).__name__}: {words}); "
+            "expected what 2train.py writes"
         ) from None
 
 
@@ -813,8 +728,8 @@ def digest(path):
 class NetCDFWriter:
     """A CF-1.11 file of `tp`, written in pieces, whole or not at all.
 
-    Args: path. lat, lon: cell centres. times: {"time": datetime64, "forecast_reference_time": datetime64}. members: None
-        for tp(lat, lon), N for tp(member, lat, lon). attrs: global attributes.
+    Args: path. lat, lon: cell centres. times: {"time": datetime64, "forecast_reference_time": datetime64}.
+        members: None for tp(lat, lon), N for tp(member, lat, lon). attrs: global attributes.
     Use: `with NetCDFWriter(...) as out: out.put(values, rows, cols)`; what is never put is missing.
     """
 
@@ -914,8 +829,10 @@ def write_field(path, tp, **attrs):
 
 
 def finished(path, request):
-    """True where `path` is a whole output made by the same request (the digest of everything that shaped it). Its values
-    are read, for compressed ones carry a checksum."""
+    """True where `path` is a whole output of the same request, a digest of all that shaped it.
+
+    All values are read: compressed ones carry a checksum.
+    """
     import netCDF4
 
     try:
