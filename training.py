@@ -1,0 +1,805 @@
+"""Trains one generator: a content phase (generator alone), an adversarial phase, validation, calibration, checkpoints.
+
+Reads    {data_folder}/PreTrain.json and the files it lists, through datasets.py.
+Writes   the checkpoint (all that resuming and stages 3 and 4 need), TensorBoard events, an export of the generator.
+
+    from training import Clock, Group, train_model
+    train_model(config, "Data/SavedModels/pre_srgan_x100.pth", args, Group("auto"), Clock(minutes=20))
+"""
+
+import contextlib
+import math
+import os
+import platform
+import signal
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from scipy.optimize import minimize
+from torch.nn.utils.parametrize import cached
+from torch.optim.swa_utils import AveragedModel
+
+import datasets
+import models
+import utils
+import verification
+from utils import RECIPES, AverageMeter, DataError, GeneratorConfig, TrainConfig, given, log
+
+WARM_UP = 200  # steps of linear warm-up; the length of a run with --max-minutes is first fitted after them
+REFIT = 20  # steps after which that length is fitted again: the pace of a shared machine changes
+PENALTY_EVERY = 8  # steps between gradient penalties, each weighted so much more (Karras et al. 2020)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+__all__ = ["Clock", "Group", "train_model"]
+
+
+def train_model(config, path, args, group, clock):
+    """Train one model to its last step, to the end of the allowed time, or to a signal; save it each time.
+
+    Args: config: DataConfig. path: checkpoint file. args: options of 2train.py. group: Group. clock: Clock, started.
+    Raises: DataError: the data, the settings or the checkpoint to resume do not fit. FloatingPointError: a loss or
+        gradient is not finite.
+    """
+    dataset = datasets.SRDataset(args.data_folder, "train", **asdict(config))
+    state = open_state(config, path, args, group, dataset)
+    loader, validator = WindowLoader(state, dataset), Validator(state, dataset)
+    announce(state, dataset, path)
+    board = Board(Path(args.runs) / path.stem) if group.rank == 0 else None
+    meters, began, whole = {}, (clock.elapsed, state.step), state.train
+    fitted = clock.minutes is not None and not state.planned
+    bar = utils.progress(None, f"x{config.scale}", total=state.steps)
+    bar.update(state.step)
+    while state.step < state.steps and not group.largest(clock.over):
+        if fitted:
+            fit_length(state, clock, began, whole)
+        if state.step == state.train.content_steps:
+            state.best = math.inf  # the adversarial phase is judged by itself
+        for name, value in train_step(state, loader).items():
+            meters.setdefault(name, AverageMeter()).update(value)
+        bar.total = state.steps
+        bar.set_postfix({name: f"{meter.val:.3g}" for name, meter in meters.items()}, refresh=False), bar.update()
+        if state.step % state.train.epoch_steps == 0 or state.step == state.steps:
+            scores = validator.validate(state)
+            state.keep_best(scores)
+            if group.rank == 0:
+                state.save(path)
+                board.report(state, {name: meter.avg for name, meter in meters.items()}, scores, validator.shown, clock)
+            meters = {}
+    bar.close()
+    if state.step >= state.steps and state.train.calibrate and state.shape.noise_channels and not state.calibrated:
+        calibrate(state, validator, clock)
+    if group.rank == 0:
+        board.close()
+        finish(state, path, args.export)
+
+
+# ---------------------------------------------------------------- processes, time and signals
+
+
+class Group:
+    """The processes that train together (torchrun), or the only one."""
+
+    def __init__(self, device):
+        self.rank, self.size, self.local = (
+            int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        )
+        cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        self.device = torch.device("cuda", self.local) if cuda else torch.device("cpu")
+        if self.size > 1 and not dist.is_initialized():
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_DFL)  # python's own would not run while this waits for the others
+            dist.init_process_group("nccl" if cuda else "gloo")
+
+    def mean(self, tensors):
+        """Average tensors over the processes in place, as one message; returns its bytes."""
+        if self.size == 1 or not tensors:
+            return 0
+        flat = self._reduce(torch.cat([t.reshape(-1) for t in tensors]), dist.ReduceOp.SUM)
+        for tensor, part in zip(tensors, flat.div_(self.size).split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+        return flat.numel() * flat.element_size()
+
+    def largest(self, number):
+        """The largest of the processes' numbers."""
+        value = torch.tensor([float(number)], device=self.device)
+        return (self._reduce(value, dist.ReduceOp.MAX) if self.size > 1 else value).item()
+
+    def share(self, count):
+        """(first, number) of this process's part of `count` samples."""
+        first = count * self.rank // self.size
+        return first, count * (self.rank + 1) // self.size - first
+
+    def close(self):
+        """Leave the group of processes."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    def _reduce(self, flat, kind):
+        try:
+            dist.all_reduce(flat, kind)
+        except RuntimeError as error:  # gloo and nccl, each in its own words
+            raise DataError(
+                f"process {self.rank} of {self.size} lost another one, whose own message says why "
+                f"({str(error).splitlines()[0][:120]})"
+            ) from None
+        return flat
+
+
+class Clock:
+    """Ends a run after the current step: on SIGTERM, SIGUSR1 or SIGINT, or when the minutes of a model are over."""
+
+    def __init__(self, minutes):
+        self.began, self.allowed, self.signal = time.monotonic(), minutes, None
+        for number in SIGNALS:
+            signal.signal(number, self._caught)
+
+    def _caught(self, number, frame):
+        self.signal = signal.Signals(number)
+
+    def start(self, number):
+        """Begin the next of `number` models that are still to be trained: each has an equal share of what is left."""
+        self.started = time.monotonic()
+        self.minutes = None if self.allowed is None else (self.allowed - (self.started - self.began) / 60) / number
+
+    @property
+    def elapsed(self):
+        """Minutes since the start of this model."""
+        return (time.monotonic() - self.started) / 60
+
+    @property
+    def over(self):
+        return self.signal is not None or (self.minutes is not None and self.elapsed >= self.minutes)
+
+
+# ---------------------------------------------------------------- settings
+
+
+def choose_settings(args, config, dataset):
+    """(TrainConfig, GeneratorConfig) of a new model: the recipe's, then what was typed, then what follows from both.
+
+    Raises: DataError: a setting has no such value.
+    """
+    recipe, network = RECIPES.get(getattr(args, "recipe", "crps"), ({}, {}))
+    train = TrainConfig(**{**recipe, **given(args, TrainConfig)})
+    network = {"conserve": config.target != "paired", **network, **given(args, GeneratorConfig)}
+    shape = GeneratorConfig(scale=config.scale, **{**network, "position_channels": 0})  # refused before work is done
+    if not shape.noise_channels:
+        train = replace(train, members=1)  # without noise all members are the same
+    if network.get("position_channels"):
+        train = replace(train, window=(), crop=0)
+        positions = {"position_channels": network["position_channels"], "position_shape": dataset.plans[0].core.shape}
+        shape = replace(shape, **positions)
+    if shape.transform != "log":
+        rain = np.concatenate([dataset[k][0].ravel() for k in range(0, len(dataset), max(1, len(dataset) // 50))])
+        fitted = models.TRANSFORMS[shape.transform].fit(rain[np.isfinite(rain)])
+        shape = replace(shape, transform_parameters=fitted)
+    return train, shape
+
+
+def resumed_settings(path, kept, args, config):
+    """(TrainConfig, GeneratorConfig) of a checkpoint to go on with.
+
+    Raises: DataError: an export, not a whole checkpoint, or an option was typed that differs from what it was trained with.
+    """
+    with utils.reading(path):
+        if "generator" not in kept:
+            raise DataError(f"{path}: an export, which cannot be gone on with; name its checkpoint, or use --init")
+        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in kept["train_config"].items()}
+        train, shape = TrainConfig(**tuples), models.generator_config(kept)
+        typed = replace(TrainConfig(), **given(args, TrainConfig))
+        asked = {name: getattr(typed, name) for name in given(args, TrainConfig)}
+        asked |= {**given(args, GeneratorConfig), **asdict(config)}
+        stored = {**asdict(train), **asdict(shape), **kept["data_config"]}
+        odd = [
+            f"{name} {stored[name]} (asked: {value})"
+            for name, value in asked.items()
+            if name != "units" and _as_list(stored[name]) != _as_list(value)
+        ]
+    if odd:
+        raise DataError(
+            f"--resume goes on with the checkpoint's settings; it has {', '.join(odd)}: give the data options of the first "
+            "run and leave the others out, or train anew without --resume"
+        )
+    return train, shape
+
+
+def _as_list(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def reduced_precision(choice, device):
+    """The torch dtype of --amp, or the one that the device is fast at; None for float32."""
+    if choice != "auto":
+        return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[choice]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    # AMX and AVX512 units; emulated, and slow, elsewhere
+    return torch.bfloat16 if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else None
+
+
+# ---------------------------------------------------------------- state
+
+
+class State:
+    """Networks, optimisers and where the training of one model stands: all that a checkpoint keeps.
+
+    Args: config, train, shape: DataConfig, TrainConfig, GeneratorConfig. args: options of 2train.py. group: Group.
+    """
+
+    def __init__(self, config, train, shape, args, group):
+        self.config, self.train, self.shape, self.group = config, train, shape, group
+        torch.manual_seed(train.seed)
+        self.generator, self.discriminator = models.Generator(shape), models.Discriminator(train.discriminator_channels)
+        if train.initial == "normal":
+            models.initialise_normal(self.generator)
+        if args.init:
+            with utils.reading(args.init):
+                self.generator.load_state_dict(models.load_generator(utils.load_checkpoint(args.init)).state_dict())
+        for net in (self.generator, self.discriminator):
+            net.to(group.device, memory_format=torch.channels_last)
+        self.averaged = averaged_model(self.generator, train.ema)
+        kind = partial({"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[train.optimizer], fused=True)
+        decay = {"weight_decay": train.weight_decay} if train.optimizer == "adamw" else {}
+        self.opt_g = kind(self.generator.parameters(), train.learning_rate, betas=(0.9, 0.99), **decay)
+        self.opt_d = kind(self.discriminator.parameters(), train.discriminator_rate, betas=(0.0, 0.99))
+        self.guard = CollapseGuard(self.opt_d)
+        self.amp = reduced_precision(args.amp, group.device)
+        self.scaler = torch.amp.GradScaler(enabled=self.amp == torch.float16)
+        self.vgg = None
+        if "vgg" in train.content + train.adversarial_content:
+            self.vgg = models.TruncatedVGG19(5, 4, args.vgg_weights).to(group.device)
+        self.step, self.best, self.best_weights, self.planned, self.calibrated = 0, math.inf, None, True, False
+        self.saved, self.bytes = None, 0  # (step, calibrated) of the last checkpoint; sent to other processes
+        if (
+            args.compile
+        ):  # not the trunk: gradients of its edges have another layout than the compiler expects (torch 2.14)
+            self.generator.net.stages = torch.compile(self.generator.net.stages)
+
+    @property
+    def steps(self):
+        """Number of steps of both phases."""
+        return self.train.content_steps + self.train.adversarial_steps
+
+    @property
+    def adversarial(self):
+        """True in the adversarial phase."""
+        return self.step >= self.train.content_steps
+
+    def autocast(self):
+        """The context in which the networks compute in reduced precision."""
+        return torch.autocast(self.group.device.type, self.amp, enabled=self.amp is not None)
+
+    def averaged_weights(self):
+        """The averaged generator as a checkpoint keeps it: number of updates and weights."""
+        return {"updates": int(self.averaged.n_averaged) - 1, "weights": self.averaged.module.state_dict()}
+
+    def keep_best(self, scores):
+        """Keep the averaged weights of the best validation of the current phase."""
+        score = scores["ratio"] + 0.01 * scores["lsd_db"] if scores else math.inf
+        if score < self.best:
+            kept = self.averaged_weights()
+            self.best = score
+            self.best_weights = {**kept, "weights": {k: v.clone() for k, v in kept["weights"].items()}}
+
+    def checkpoint(self):
+        """Everything that resuming, and stages 3 and 4, need: plain tensors and plain Python."""
+        return {
+            "data_config": asdict(self.config),
+            "generator_config": asdict(self.shape),
+            "train_config": asdict(self.train),
+            "region_cells": self.region_cells,
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "averaged": self.averaged_weights(),
+            "ema": self.best_weights or self.averaged_weights(),
+            "best": self.best,
+            "calibrated": self.calibrated,
+            "step": self.step,
+            "epoch": self.step // self.train.epoch_steps,
+            "optimizer_g": self.opt_g.state_dict(),
+            "optimizer_d": self.opt_d.state_dict(),
+            "guard": self.guard.state_dict(),
+            "grad_scaler": self.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "planned": self.planned,
+            "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()},
+        }
+
+    def export(self):
+        """The part of a checkpoint that stages 3 and 4 need: the generator with averaged weights, and all settings."""
+        names = ("data_config", "generator_config", "train_config", "region_cells", "ema", "step", "versions")
+        return {name: value for name, value in self.checkpoint().items() if name in names}
+
+    def save(self, path):
+        """Write the checkpoint of this step, once: the one before it is of an earlier step, or not yet calibrated."""
+        if self.saved != (self.step, self.calibrated):
+            utils.save_checkpoint(path, self.checkpoint())
+            self.saved = self.step, self.calibrated
+
+    def load(self, kept):
+        """Stand where a checkpoint stood."""
+        self.generator.load_state_dict(kept["generator"]), self.discriminator.load_state_dict(kept["discriminator"])
+        self.averaged.module.load_state_dict(kept["averaged"]["weights"])
+        self.averaged.n_averaged.fill_(kept["averaged"]["updates"] + 1)
+        self.opt_g.load_state_dict(kept["optimizer_g"]), self.opt_d.load_state_dict(kept["optimizer_d"])
+        self.guard.load_state_dict(kept["guard"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(kept["grad_scaler"])
+        self.step, self.best, self.planned = kept["step"], kept["best"], kept["planned"]
+        self.calibrated = kept.get("calibrated", False)
+        self.best_weights = kept["ema"] if math.isfinite(self.best) or self.calibrated else None
+        torch.set_rng_state(kept["rng"].cpu())
+
+
+def open_state(config, path, args, group, dataset):
+    """A new State, or with --resume that of the checkpoint at `path`; an earlier checkpoint of a new run is moved away.
+
+    Raises: DataError: settings or checkpoint do not fit.
+    """
+    earlier = [utils.previous_checkpoint(path), path]
+    found = kept = None
+    if args.resume and any(map(Path.exists, earlier)):
+        found, kept = utils.open_checkpoint(path)
+        settings = resumed_settings(found, kept, args, config)
+    else:
+        settings = choose_settings(args, config, dataset)
+    if settings[0].batch < group.size:
+        raise DataError(
+            f"--batch {settings[0].batch}: fewer samples a step than the {group.size} processes that share them; expected "
+            f"a sample for each, for example --batch {8 * group.size}"
+        )
+    state = State(config, *settings, args, group)
+    state.region_cells = datasets.cells_of(dataset.plans[0].lr) if state.shape.position_channels else None
+    if kept:
+        with utils.reading(found):
+            state.load(kept)
+        log(f"{found}: going on from step {state.step} of {state.steps}")
+    else:
+        state.planned = args.max_minutes is None or hasattr(args, "content_steps")
+    if group.rank == 0 and found != path:
+        utils.set_aside([path] if kept else earlier)  # a damaged one must not become the one before the next
+    return state
+
+
+def averaged_model(generator, decay):
+    """The exponential moving average of a generator's weights, quick at first: decay min(decay, (1 + n) / (10 + n))."""
+
+    def average(mine, new, updates):
+        n = int(updates)
+        if mine[0].is_floating_point():
+            torch._foreach_lerp_(mine, new, 1 - min(decay, (1 + n) / (10 + n)))
+        else:
+            for old, number in zip(mine, new, strict=True):
+                old.copy_(number)
+
+    averaged = AveragedModel(generator, multi_avg_fn=torch.no_grad()(average), use_buffers=True)
+    averaged.n_averaged.fill_(1)  # the start counts: the first update would otherwise replace it
+    averaged.module.eval().requires_grad_(False)
+    return averaged
+
+
+class CollapseGuard:
+    """Detects discriminator collapse and lowers the discriminator's learning rate.
+
+    The discriminator has won when its loss stays under `threshold` for `patience` steps in a row: the learning rate of
+    `optimizer` is then multiplied by `factor`, and counting starts again.
+    """
+
+    def __init__(self, optimizer, threshold=0.05, patience=50, factor=0.5):
+        self.optimizer, self.threshold, self.patience, self.factor = optimizer, threshold, patience, factor
+        self.low, self.trips = 0, 0
+
+    def update(self, loss_d):
+        """Take the discriminator loss of one step (float, without penalty). Returns True when the rate was lowered."""
+        self.low = self.low + 1 if loss_d < self.threshold else 0
+        if self.low < self.patience:
+            return False
+        self.low, self.trips = 0, self.trips + 1
+        utils.adjust_learning_rate(self.optimizer, self.factor)
+        log(
+            f"discriminator has won: loss under {self.threshold:g} for {self.patience} steps (now {loss_d:.2g}); "
+            f"its learning rate is lowered to {self.optimizer.param_groups[0]['lr']:.3g}"
+        )
+        return True
+
+    def state_dict(self):
+        return {"low": self.low, "trips": self.trips}
+
+    def load_state_dict(self, state):
+        self.low, self.trips = state["low"], state["trips"]
+
+
+# ---------------------------------------------------------------- windows
+
+
+def window_sides(state):
+    """(crop in LR cells, (smallest, largest) side of what the network sees in LR cells or None for the whole region)."""
+    train = state.train
+    crop = train.crop and max(1, round(train.crop / state.config.scale))
+    return crop, tuple(side * max(crop, 1) for side in train.window) or None
+
+
+class WindowLoader:
+    """Cuts the training windows of the next step in another thread while the networks work on this one."""
+
+    def __init__(self, state, dataset):
+        train, (crop, sides) = state.train, window_sides(state)
+        turn = not state.shape.position_channels  # a fixed region keeps its north
+        self.windows = datasets.Windows(
+            dataset,
+            sides=sides,
+            crop=crop,
+            valid_share=train.valid_share,
+            turn=turn,
+            amounts=train.amounts,
+            seed=train.seed,
+        )
+        self.batch, (self.first, self.count) = train.batch, state.group.share(train.batch)
+        self.weight = self.count * state.group.size / train.batch  # of this process's mean in the mean of all
+        self.thread, self.coming = ThreadPoolExecutor(1, "windows"), None
+
+    def prepare(self, step):
+        """Begin to cut this process's windows of a step; a Future."""
+        if self.coming is None or self.coming[0] != step:
+            cut = self.thread.submit(self.windows.batch, step, self.batch, self.first, self.count)
+            self.coming = step, cut
+        return self.coming[1]
+
+    def get(self, step, device):
+        """The windows of a step: (lr (N, 1, h, w), hr (N, 1, H, W), weight (N, 1, 1, 1), box, file names), mm."""
+        batch = self.prepare(step).result()
+        lr, hr, weight = (torch.from_numpy(batch[k]).to(device, non_blocking=True) for k in ("lr", "hr", "weight"))
+        return lr, hr, weight[:, None, None, None], batch["box"], batch["source"]
+
+
+def step_noise(state, first, count, box):
+    """Noise of samples first .. first + count of this step, the same on any number of processes."""
+    h, w, drawn = box[1] - box[0], box[3] - box[2], []
+    for sample in range(first, first + count):
+        key = np.random.SeedSequence([state.train.seed, state.step, sample]).generate_state(1, np.uint64)[0]
+        source = torch.Generator().manual_seed(int(key >> np.uint64(1)))
+        drawn.append(state.generator.draw_noise(state.train.members, h, w, generator=source))
+    return [
+        None if entry[0] is None else torch.stack(entry, 1).flatten(0, 1).to(state.group.device)
+        for entry in zip(*drawn, strict=True)
+    ]
+
+
+# ---------------------------------------------------------------- one step
+
+
+def train_step(state, loader):
+    """Update the generator and, in the adversarial phase, the discriminator once (Ledig et al. 2017).
+
+    Returns: {"Loss_c": content, "Loss_d": discriminator, "Loss_g": adversarial}, means over all processes.
+    Raises: FloatingPointError: a loss or gradient is not finite; names the step and the files.
+    """
+    train, scaler, adversary = state.train, state.scaler, models.ADVERSARIAL_LOSSES[state.train.adversarial]
+    rate = learning_rate_share(train, state.step)
+    set_learning_rate(state.opt_g, rate * train.learning_rate)
+    lr, hr, weight, box, files = loader.get(state.step, state.group.device)
+    noise = step_noise(state, loader.first, len(lr), box)
+    state.opt_g.zero_grad(set_to_none=True), state.opt_d.zero_grad(set_to_none=True)
+
+    # members of the generator against the truth
+    with state.autocast():
+        members, detail = make_members(state.generator, lr, noise, train.members, box)  # (M, N, 1, H, W)
+    losses = {"Loss_c": content_loss(state, members * weight, hr * weight)}
+    total = losses["Loss_c"] + train.restraint * rate * detail.square().mean()
+
+    # the discriminator against the generator, then the generator against the discriminator
+    if state.adversarial:
+        known = lr[..., box[0] : box[1], box[2] : box[3]]
+        losses["Loss_d"], penalty, real = discriminator_loss(state, known, hr, members[0].detach())
+        scaler.scale((losses["Loss_d"] + train.penalty * penalty) * loader.weight).backward()
+        state.discriminator.requires_grad_(False)
+        with state.autocast(), cached():
+            _, losses["Loss_g"] = adversary(real.detach(), state.discriminator(known, members[0]))
+        state.discriminator.requires_grad_(True)
+        total = total + train.beta * losses["Loss_g"]
+
+    loader.prepare(state.step + 1)  # now: the backward pass leaves the interpreter to the other thread
+    scaler.scale(total * loader.weight).backward()
+
+    values = torch.stack([value.detach().float() * loader.weight for value in losses.values()])
+    state.group.mean([values])
+    losses = dict(zip(losses, values.tolist(), strict=True))
+    if not all(map(math.isfinite, losses.values())):
+        raise FloatingPointError(f"step {state.step}: {losses} from {', '.join(sorted(set(files)))}")
+    update(state, state.generator, state.opt_g, files)
+    if state.adversarial:
+        update(state, state.discriminator, state.opt_d, files)
+        state.guard.update(losses["Loss_d"])
+    state.averaged.update_parameters(state.generator)
+    state.step += 1
+    return losses
+
+
+def make_members(generator, lr, noise, count, box):
+    """Members (M, N, 1, H, W) of a batch, the trunk run once for all of them, and the network's output before amounts."""
+    lr, x, features = (t.repeat(count, 1, 1, 1) for t in (lr, *generator.encode(lr)))
+    detail = generator.detail(x, features, noise, box)
+    return generator.finish(lr, detail, box).unflatten(0, (count, -1)), detail
+
+
+def content_loss(state, members, hr):
+    """Content loss of the current phase; a sum where several are joined by +."""
+    names = (state.train.adversarial_content if state.adversarial else "") or state.train.content
+    return sum(
+        models.content_loss(name, members, hr, pools=state.train.pools, vgg=state.vgg) for name in names.split("+")
+    )
+
+
+def discriminator_loss(state, lr, hr, made):
+    """(loss, gradient penalty, logits of hr): real and made rain in one batch, the spectral norms taken once."""
+    both = torch.cat([lr, lr]), torch.cat([hr, made])
+    with state.autocast(), cached():
+        real, fake = state.discriminator(*both).chunk(2)
+        loss, _ = models.ADVERSARIAL_LOSSES[state.train.adversarial](real, fake)
+        if state.train.adversarial != "relativistic" or state.step % PENALTY_EVERY:
+            return loss, 0.0, real
+        return loss, 2 * PENALTY_EVERY * models.gradient_penalty(state.discriminator, *both), real  # of hr and of made
+
+
+def update(state, net, optimizer, files):
+    """Average the gradients over the processes, limit them, and take one step of an optimiser."""
+    state.bytes += state.group.mean([p.grad for p in net.parameters() if p.grad is not None])
+    state.scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), state.train.clip_norm or math.inf)
+    if not (state.scaler.is_enabled() or torch.isfinite(norm)):  # the scaler skips such steps by itself
+        raise FloatingPointError(f"step {state.step}: gradient norm {norm} from {', '.join(sorted(set(files)))}")
+    if not state.train.clip_norm:
+        utils.clip_gradient(optimizer, 1.0)
+    state.scaler.step(optimizer)
+    state.scaler.update()
+
+
+# ---------------------------------------------------------------- schedule
+
+
+def learning_rate_share(train, step):
+    """Learning rate of a step over the configured one: linear warm-up and cosine decay in each phase, or a step down.
+
+    Args: train: TrainConfig. step: 0, 1, ... over both phases.
+    """
+    adversarial = step >= train.content_steps
+    first, length = (train.content_steps, train.adversarial_steps) if adversarial else (0, train.content_steps)
+    done = (step - first) / max(length, 1)
+    if train.schedule == "half":
+        return 0.1 if done >= 0.5 else 1.0
+    rising = min(1.0, (step - first + 1) / min(WARM_UP, length / 4 + 1))
+    return rising * 0.5 * (1 + math.cos(math.pi * done)) * (0.3 if adversarial else 1.0)
+
+
+def set_learning_rate(optimizer, rate):
+    """Set the learning rate of an optimiser by its ratio to the present one."""
+    shrink = rate / optimizer.param_groups[0]["lr"]
+    if math.isfinite(shrink) and shrink > 0:
+        utils.adjust_learning_rate(optimizer, shrink)
+
+
+def fit_length(state, clock, began, whole):
+    """Fit the number of steps to --max-minutes, so that the schedule ends in time.
+
+    First after the warm-up, or after a fifth of the time; then again every REFIT steps.
+
+    Args: began: (minutes, step) where this process began to train. whole: TrainConfig of the full length.
+    """
+    step, again = state.step, state.planned
+    if again and step % REFIT:
+        return
+    made, (spent, minutes) = step - began[1], map(state.group.largest, (clock.elapsed - began[0], clock.minutes))
+    if not again and (made < 3 or (made < WARM_UP and spent < minutes / 5)):
+        return
+    # validations are still to come at the first time, and the calibration takes its part
+    usable = minutes * (0.85 if whole.calibrate else 0.97 if again else 0.93)
+    total = whole.content_steps + whole.adversarial_steps
+    dearer = 1 if state.adversarial else 1 + 0.6 * whole.adversarial_steps / total  # adversarial steps take longer
+    left = (usable - began[0] - spent) * made / spent / dearer
+    fits = int(state.group.largest(max(step + 1, min(total, step + left))))
+    content = state.train.content_steps
+    if not state.adversarial:
+        content = max(step + 1, int(fits * whole.content_steps / total))
+    state.train = replace(state.train, content_steps=content, adversarial_steps=max(0, fits - content))
+    state.planned = True
+    if state.group.rank == 0 and not again:
+        log(
+            f"{spent / made * 60:.2f} s a step: {content} content and {state.train.adversarial_steps} adversarial steps "
+            f"fit into {minutes:.3g} minutes"
+        )
+
+
+# ---------------------------------------------------------------- validation and calibration
+
+
+class Validator:
+    """Scores a generator on windows of held-out days, or of the held-out columns of a short list."""
+
+    def __init__(self, state, dataset):
+        train, (crop, sides) = state.train, window_sides(state)
+        part = "valid" if train.valid_share else "train"
+        common = {  # whole windows' worth of crops, as they are
+            "sides": (sides[1],) * 2 if sides else None,
+            "crop": 4 * crop if sides else 0,
+            "part": part,
+            "valid_share": train.valid_share,
+            "turn": False,
+        }
+        self.held_out = datasets.Windows(dataset, seed=train.seed, **common) if train.valid_share else None
+        self.calibration = datasets.Windows(dataset, seed=train.seed + 1, wet=False, **common)
+        self.shown = None  # (lr, hr, members, box) of the first window, for pictures
+
+    def validate(self, state):
+        """Scores of the averaged generator on held-out windows; {} where nothing is held out."""
+        if not self.held_out:
+            return {}
+        windows = draw_windows(self.held_out, state.train.valid_windows, state.group)
+        scores, self.shown = assess(state.averaged.module, windows, state.group)
+        return scores
+
+
+def draw_windows(windows, count, group, *, wet=False):
+    """This process's part of `count` windows to score: [(lr, hr, box, number)].
+
+    wet: windows that are not wet, by the rule of the score tables, give way to others where 20 draws find one.
+    """
+    first, number = group.share(max(count, group.size))
+    parts = []
+    for k in range(first, first + number):
+        draws = (windows.batch(k + count * again, 1) for again in range(20 if wet else 1))
+        good = (d for d in draws if not wet or any(verification.wet_windows(d["hr"][0, 0], min(d["hr"].shape[2:]))))
+        batch = next(good, None) or windows.batch(k, 1)
+        parts.append((*map(torch.from_numpy, (batch["lr"], batch["hr"])), batch["box"], k))
+    return parts
+
+
+@torch.no_grad()
+def assess(net, windows, group, members=4):
+    """Score a generator on windows of draw_windows.
+
+    Returns: ({"crps" and "mae_bilinear", mm; their "ratio"; "lsd_db", the distance of the spectra; "p999_ratio", 99.9 %
+        quantile over the truth's}, (lr, hr, members, box) of the first window).
+    """
+    device, scale = group.device, net.scale
+    sums, spectra, counts, shown = torch.zeros(3, dtype=torch.float64), [], [], None
+    for lr, hr, box, k in windows:
+        lr, hr, (r0, r1, c0, c1) = lr.to(device), hr.to(device), box
+        sources = [torch.Generator().manual_seed(1000 * k + m) for m in range(members)]
+        drawn = [net.draw_noise(1, r1 - r0, c1 - c0, generator=source) for source in sources]
+        made = torch.stack([net(lr, [z if z is None else z.to(device) for z in noise], box) for noise in drawn])
+        r0, r1, c0, c1 = (n * scale for n in box)
+        plain = F.interpolate(lr, scale_factor=scale, mode="bilinear")[..., r0:r1, c0:c1]
+        sums += torch.tensor([models.fair_crps(made, hr, (1,)).item(), F.l1_loss(plain, hr).item(), 1.0])
+        fields = torch.cat([hr[None], made])[:, 0, 0].cpu().numpy()  # (1 + M, H, W)
+        spectrum, count = verification.rapsd(fields), verification.histogram(fields.reshape(len(fields), -1))
+        power = max(spectrum[0, 1:].sum(), 1e-30) ** 0.5  # by the root of its power, or a few storms would rule
+        spectra.append([spectrum[0] / power, spectrum[1:].mean(0) / power]), counts.append([count[0], count[1:].sum(0)])
+        shown = shown or (lr, hr, made, box)
+    both, bins = (torch.from_numpy(np.sum(part, 0).astype(np.float64)) for part in (spectra, counts))
+    group.mean([sums, both, bins])
+    crps, mae = (sums[:2] / sums[2]).tolist()
+    truth, mine = verification.histogram_quantile(bins.numpy(), np.array([0.999]))[:, 0]
+    scores = {"crps": crps, "mae_bilinear": mae, "ratio": crps / max(mae, 1e-12)}
+    scores["lsd_db"] = verification.lsd(both[1].numpy(), both[0].numpy())
+    scores["p999_ratio"] = mine / max(truth, 1e-12)
+    return scores, shown
+
+
+@torch.no_grad()
+def calibrate(state, validator, clock):
+    """Scale the noise at each of its entries so that the members' spectrum comes nearer to the truth's.
+
+    Fair CRPS hardly sees the finest scales, so training leaves them too smooth. One gain for each entry is sought on
+    held-out windows (training windows where nothing is held out); a worse CRPS, and gains far from 1, count against
+    them. At the end of the time the best so far is taken; after a signal the search is left to --resume.
+    """
+    train, group, tried = state.train, state.group, []
+    windows = draw_windows(validator.calibration, 2 * train.valid_windows, group, wet=True)
+    net, weights = deepcopy(state.averaged.module), (state.best_weights or state.averaged_weights())["weights"]
+    if not group.rank:
+        log(f"calibrating the noise: up to {train.calibrate} tries on {2 * train.valid_windows} windows")
+    bar = utils.progress(None, "calibrating", total=train.calibrate)
+
+    def cost(logs):
+        if tried and group.largest(clock.over):
+            raise StopIteration
+        net.load_state_dict(weights)
+        net.scale_noise(np.exp(logs))
+        scores, _ = assess(net, windows, group, members=2)
+        worse = scores["ratio"] - (tried[0][2]["ratio"] if tried else scores["ratio"])
+        found = scores["lsd_db"] + 200 * max(worse, 0.0) + 0.3 * np.square(logs).sum()
+        tried.append((found if math.isfinite(found) else math.inf, np.exp(logs), scores))
+        bar.update()
+        return tried[-1][0]
+
+    start = np.zeros(len(net.net.entries))
+    corners = np.vstack([start, 0.5 * np.eye(len(start))])
+    with contextlib.suppress(StopIteration):
+        minimize(cost, start, method="Nelder-Mead", options={"initial_simplex": corners, "maxfev": train.calibrate})
+    bar.close()
+    if group.largest(clock.signal or 0):
+        return
+    best = min(tried, key=lambda t: t[0])
+    net.load_state_dict(weights)
+    net.scale_noise(best[1])
+    state.best_weights = {**state.averaged_weights(), "weights": net.state_dict()}
+    state.calibrated = True
+    words = [" ".join(f"{k} {t[2][k]:.4g}" for k in ("ratio", "lsd_db", "p999_ratio")) for t in (tried[0], best)]
+    if not group.rank:
+        log(f"noise scaled by {', '.join(f'{g:.2f}' for g in best[1])}: {words[0]} -> {words[1]}")
+
+
+# ---------------------------------------------------------------- what is said and shown
+
+
+def announce(state, dataset, path):
+    """Print what is trained, on what, with which settings."""
+    if state.group.rank:
+        return
+    plan, count = dataset.plans[0], sum(p.numel() for p in state.generator.parameters())
+    log(
+        f"training {path}: x{state.config.scale}, target {state.config.target}, {len(dataset)} files, "
+        f"region {plan.lr.extent} ({plan.words}), {plan.lr.rows} x {plan.lr.cols} LR cells; {count / 1e6:.2f} M weights "
+        f"on {state.group.device}, {state.group.size} process(es), {torch.get_num_threads()} thread(s), "
+        f"{state.amp or 'float32'}"
+    )
+    if state.config.target == "interpolate" and plan.kind != "hr":
+        log(
+            "WARNING: HR is an interpolation of the input, so the network learns to interpolate; detail below the LR cell "
+            "is NOT verified by such data. With files at the HR step use --target coarsen, with matching pairs --target "
+            "paired."
+        )
+    for title, part in (("training", state.train), ("generator", state.shape)):
+        words = f"{title} settings: " + " ".join(f"{k}={v}" for k, v in asdict(part).items())
+        log(textwrap.fill(words, 140, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+
+
+class Board:
+    """The log line and the TensorBoard curves and pictures of each validation."""
+
+    def __init__(self, folder):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(folder)
+
+    def report(self, state, losses, scores, shown, clock):
+        """Say and draw where the training stands.
+
+        Args: losses: {name: mean since the last report}. scores: of Validator.validate. shown: (lr, hr, members, box).
+        """
+        values = {**losses, **{f"valid/{k}": v for k, v in scores.items()}}
+        values["learning_rate"] = state.opt_g.param_groups[0]["lr"]
+        words = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+        log(f"step {state.step}/{state.steps}  {clock.elapsed:.1f} min  {words}")
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, state.step)
+        if scores:
+            import plots
+
+            lr, hr, made, (r0, r1, c0, c1) = shown
+            lr, hr, made = (field.cpu().numpy() for field in (lr[0, 0, r0:r1, c0:c1], hr[0, 0], made[:, 0, 0]))
+            self.writer.add_figure("valid/maps", plots.plot_windows(lr, hr, made), state.step)
+            figure = plots.plot_qq(hr, made, caption="one held-out window")
+            self.writer.add_figure("valid/qq", figure, state.step)
+
+    def close(self):
+        self.writer.close()
+
+
+def finish(state, path, export):
+    """Write the last checkpoint and the export."""
+    state.save(path)
+    done = state.step >= state.steps
+    log(f"wrote {path} at step {state.step} of {state.steps}" + ("" if done else "; go on with --resume"))
+    if export:
+        utils.save_checkpoint(export, state.export())
+        log(f"wrote {export} ({Path(export).stat().st_size / 1e6:.1f} MB)")
