@@ -173,8 +173,8 @@ def find_checkpoint(data_folder, split, region=None, folder="Data/SavedModels"):
     fitting.sort(key=lambda found: found[:2])
     if len(fitting) > 1:
         log(
-            f"{len(fitting)} checkpoints fit the {split} list; taking {fitting[0][1]}, choose another with --checkpoint: "
-            + ", ".join(found[1] for found in fitting[1:])
+            f"{len(fitting)} checkpoints fit the {split} list; taking {fitting[0][1]}, choose another with "
+            "--checkpoint: " + ", ".join(found[1] for found in fitting[1:])
         )
     return fitting[0][2:]
 
@@ -219,13 +219,13 @@ def _write_field(field, path, generator, args, attrs):
             cells = known[tuple(slice(k.start // scale, k.stop // scale) for k in (rows, cols))]
             if np.isfinite(sr).sum() != cells.sum() * args.members * scale**2:
                 raise DataError(
-                    f"{path}: the generator made values that are not finite from {lr.attrs['source']}, which holds none "
-                    "there; its training has diverged: take an earlier checkpoint, or train again"
+                    f"{path}: the generator made values that are not finite from {lr.attrs['source']}, which holds "
+                    "none there; its training has diverged: take an earlier checkpoint, or train again"
                 )
             writer.put(sr if members else sr[0], rows, cols)
     log(
-        f"{path}  {utils.when(times.get('time', ''))}  from {lr.attrs['source']}  LR mean {np.nanmean(lr.values):.2f} mm  "
-        f"{time.monotonic() - started:.1f} s"
+        f"{path}  {utils.when(times.get('time', ''))}  from {lr.attrs['source']}  "
+        f"LR mean {np.nanmean(lr.values):.2f} mm  {time.monotonic() - started:.1f} s"
     )
 
 
@@ -250,23 +250,34 @@ def downscale(generator, lr, *, members=1, seed=0, day="2023-08-01", origin=(0, 
         raise ValueError(f"downscale: lr of shape {lr.shape} must be 2-D, >= 0 mm and finite where it is not NaN")
     device = device or next(generator.parameters()).device
     generator = generator.to(device).eval()
-    missing = np.isnan(lr)
+    missing, s, (h, w) = np.isnan(lr), generator.scale, lr.shape
     filled = torch.from_numpy(fill_nearest(lr).astype(np.float32))[None, None].to(device)  # (1, 1, h, w)
-    s, ring, (h, w) = generator.scale, generator.ring, lr.shape
     with torch.no_grad():
-        x, features = generator.encode(filled)
-        for r0, r1, c0, c1 in _tiles(h, w, tile or max(1, int(math.sqrt(TILE_PIXELS)) // s)):
-            part = (max(r0 - ring, 0), min(r1 + ring, h), max(c0 - ring, 0), min(c1 + ring, w))
-            inner = (..., slice((r0 - part[0]) * s, (r1 - part[0]) * s), slice((c0 - part[2]) * s, (c1 - part[2]) * s))
-            box = tuple(n + origin[k // 2] for k, n in enumerate(part))
-            sr = np.empty((members, (r1 - r0) * s, (c1 - c0) * s), np.float32)
-            for m in range(members):
-                drawn = _keyed_noise(generator.net, f"{seed}|{m}|{day}", box)
-                noise = [None if z is None else z.to(device) for z in drawn]
-                detail = generator.detail(x, features, noise, part)
-                sr[m] = generator.finish(filled, detail, part)[inner][0, 0].cpu().numpy()
-            sr[:, missing[r0:r1, c0:c1].repeat(s, 0).repeat(s, 1)] = np.nan
-            yield slice(r0 * s, r1 * s), slice(c0 * s, c1 * s), sr
+        trunk = generator.encode(filled)
+    for tile_box in _tiles(h, w, tile or max(1, int(math.sqrt(TILE_PIXELS)) // s)):
+        r0, r1, c0, c1 = tile_box
+        keys = [f"{seed}|{m}|{day}" for m in range(members)]
+        sr = _tile_members(generator, filled, trunk, keys, tile_box, origin)
+        sr[:, missing[r0:r1, c0:c1].repeat(s, 0).repeat(s, 1)] = np.nan
+        yield slice(r0 * s, r1 * s), slice(c0 * s, c1 * s), sr
+
+
+def _tile_members(generator, filled, trunk, keys, tile_box, origin):
+    """One member for each noise key of the tile (r0, r1, c0, c1), LR cells: (members, H, W), mm, float32."""
+    import torch
+
+    r0, r1, c0, c1 = tile_box
+    s, ring, (h, w) = generator.scale, generator.ring, filled.shape[-2:]
+    part = (max(r0 - ring, 0), min(r1 + ring, h), max(c0 - ring, 0), min(c1 + ring, w))
+    inner = (..., slice((r0 - part[0]) * s, (r1 - part[0]) * s), slice((c0 - part[2]) * s, (c1 - part[2]) * s))
+    box = tuple(n + origin[k // 2] for k, n in enumerate(part))
+    sr = np.empty((len(keys), (r1 - r0) * s, (c1 - c0) * s), np.float32)
+    with torch.no_grad():
+        for member, key in zip(sr, keys, strict=True):
+            noise = [None if z is None else z.to(filled.device) for z in _keyed_noise(generator.net, key, box)]
+            detail = generator.detail(*trunk, noise, part)
+            member[:] = generator.finish(filled, detail, part)[inner][0, 0].cpu().numpy()
+    return sr
 
 
 def _tiles(h, w, side):

@@ -188,7 +188,7 @@ def choose_settings(args, config, dataset):
 def resumed_settings(path, kept, args, config):
     """(TrainConfig, GeneratorConfig) of a checkpoint to go on with.
 
-    Raises: DataError: an export, not a whole checkpoint, or an option was typed that differs from what it was trained with.
+    Raises: DataError: an export, not a whole checkpoint, or an option was typed that differs from its settings.
     """
     with utils.reading(path):
         if "generator" not in kept:
@@ -206,8 +206,8 @@ def resumed_settings(path, kept, args, config):
         ]
     if odd:
         raise DataError(
-            f"--resume goes on with the checkpoint's settings; it has {', '.join(odd)}: give the data options of the first "
-            "run and leave the others out, or train anew without --resume"
+            f"--resume goes on with the checkpoint's settings; it has {', '.join(odd)}: give the data options of the "
+            "first run and leave the others out, or train anew without --resume"
         )
     return train, shape
 
@@ -259,6 +259,7 @@ class State:
             self.vgg = models.TruncatedVGG19(5, 4, args.vgg_weights).to(group.device)
         self.step, self.best, self.best_weights, self.planned, self.calibrated = 0, math.inf, None, True, False
         self.saved, self.bytes = None, 0  # (step, calibrated) of the last checkpoint; sent to other processes
+        self.region_cells = None  # of a generator that is tied to one region
         if (
             args.compile
         ):  # not the trunk: gradients of its edges have another layout than the compiler expects (torch 2.14)
@@ -354,11 +355,12 @@ def open_state(config, path, args, group, dataset):
         settings = choose_settings(args, config, dataset)
     if settings[0].batch < group.size:
         raise DataError(
-            f"--batch {settings[0].batch}: fewer samples a step than the {group.size} processes that share them; expected "
-            f"a sample for each, for example --batch {8 * group.size}"
+            f"--batch {settings[0].batch}: fewer samples a step than the {group.size} processes that share them; "
+            f"expected a sample for each, for example --batch {8 * group.size}"
         )
     state = State(config, *settings, args, group)
-    state.region_cells = datasets.cells_of(dataset.plans[0].lr) if state.shape.position_channels else None
+    if state.shape.position_channels:
+        state.region_cells = datasets.cells_of(dataset.plans[0].lr)
     if kept:
         with utils.reading(found):
             state.load(kept)
@@ -422,7 +424,7 @@ class CollapseGuard:
 
 
 def window_sides(state):
-    """(crop in LR cells, (smallest, largest) side of what the network sees in LR cells or None for the whole region)."""
+    """Sides in LR cells: (of the crop that is made, (smallest, largest) of what is seen; None: the whole region)."""
     train = state.train
     crop = train.crop and max(1, round(train.crop / state.config.scale))
     return crop, tuple(side * max(crop, 1) for side in train.window) or None
@@ -525,7 +527,7 @@ def train_step(state, loader):
 
 
 def make_members(generator, lr, noise, count, box):
-    """Members (M, N, 1, H, W) of a batch, the trunk run once for all of them, and the network's output before amounts."""
+    """Make `count` members (M, N, 1, H, W) of a batch; the trunk runs once. Also returns the output before amounts."""
     lr, x, features = (t.repeat(count, 1, 1, 1) for t in (lr, *generator.encode(lr)))
     detail = generator.detail(x, features, noise, box)
     return generator.finish(lr, detail, box).unflatten(0, (count, -1)), detail
@@ -613,8 +615,8 @@ def fit_length(state, clock, began, whole):
     state.planned = True
     if state.group.rank == 0 and not again:
         log(
-            f"{spent / made * 60:.2f} s a step: {content} content and {state.train.adversarial_steps} adversarial steps "
-            f"fit into {minutes:.3g} minutes"
+            f"{spent / made * 60:.2f} s a step: {content} content and {state.train.adversarial_steps} adversarial "
+            f"steps fit into {minutes:.3g} minutes"
         )
 
 
@@ -748,15 +750,15 @@ def announce(state, dataset, path):
     plan, count = dataset.plans[0], sum(p.numel() for p in state.generator.parameters())
     log(
         f"training {path}: x{state.config.scale}, target {state.config.target}, {len(dataset)} files, "
-        f"region {plan.lr.extent} ({plan.words}), {plan.lr.rows} x {plan.lr.cols} LR cells; {count / 1e6:.2f} M weights "
-        f"on {state.group.device}, {state.group.size} process(es), {torch.get_num_threads()} thread(s), "
+        f"region {plan.lr.extent} ({plan.words}), {plan.lr.rows} x {plan.lr.cols} LR cells; {count / 1e6:.2f} M "
+        f"weights on {state.group.device}, {state.group.size} process(es), {torch.get_num_threads()} thread(s), "
         f"{state.amp or 'float32'}"
     )
     if state.config.target == "interpolate" and plan.kind != "hr":
         log(
-            "WARNING: HR is an interpolation of the input, so the network learns to interpolate; detail below the LR cell "
-            "is NOT verified by such data. With files at the HR step use --target coarsen, with matching pairs --target "
-            "paired."
+            "WARNING: HR is an interpolation of the input, so the network learns to interpolate; detail below the LR "
+            "cell is NOT verified by such data. With files at the HR step use --target coarsen, with matching pairs "
+            "--target paired."
         )
     for title, part in (("training", state.train), ("generator", state.shape)):
         words = f"{title} settings: " + " ".join(f"{k}={v}" for k, v in asdict(part).items())
