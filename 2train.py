@@ -46,7 +46,7 @@ def parse_args(argv=None):
 
 
 def plan_models(args):
-    """[(DataConfig, checkpoint path)]: the model asked for; with `interpolate` and no --lr-step one for each step found.
+    """[(DataConfig, checkpoint path)]: the model asked for; with `interpolate` and no --lr-step one for each step.
 
     Raises: DataError: no list, no step, or one file name for several models.
     """

@@ -260,9 +260,7 @@ class State:
         self.step, self.best, self.best_weights, self.planned, self.calibrated = 0, math.inf, None, True, False
         self.saved, self.bytes = None, 0  # (step, calibrated) of the last checkpoint; sent to other processes
         self.region_cells = None  # of a generator that is tied to one region
-        if (
-            args.compile
-        ):  # not the trunk: gradients of its edges have another layout than the compiler expects (torch 2.14)
+        if args.compile:  # not the trunk: the layout of its edges' gradients is not the compiler's (torch 2.14)
             self.generator.net.stages = torch.compile(self.generator.net.stages)
 
     @property

@@ -23,6 +23,9 @@ import torch  # noqa: E402
 import xarray as xr  # noqa: E402
 
 import utils  # noqa: E402
+from datasets import block_mean  # noqa: E402
+from downscaling import downscale  # noqa: E402
+from models import Generator, GeneratorConfig  # noqa: E402
 
 torch.set_num_threads(1)
 DATA = ROOT.parent / "shared" / "data"
@@ -66,6 +69,38 @@ def said(number, argv, monkeypatch):
     with pytest.raises(SystemExit) as end:
         utils.run_stage(stage(number)["main"])
     return end.value.code
+
+
+def run3(*argv):
+    return run(3, *argv, "--no-scores")
+
+
+def outputs(folder, kind="sr"):
+    return [read_out(path) for path in sorted(folder.glob(f"*_pre_{kind}.nc"))]
+
+
+def block_means(sr, scale):
+    return block_mean(sr.values.astype("float64"), scale)
+
+
+def make(scale=4, seed=0, **settings):
+    """A small generator with weights of this seed."""
+    torch.manual_seed(seed)
+    return Generator(GeneratorConfig(scale=scale, **({"channels": 16, "blocks": 1, "noise_channels": 2} | settings)))
+
+
+def whole_field(generator, lr, **settings):
+    """downscale put together: (members, H, W)."""
+    out = np.zeros((settings.get("members", 1), *(n * generator.scale for n in lr.shape)), np.float32)
+    for rows, columns, sr in downscale(generator, lr, **settings):
+        out[:, rows, columns] = sr
+    return out
+
+
+def lr_rain(h, w, seed=1):
+    """LR field (h, w), mm, float32, a third of it dry."""
+    rng = np.random.default_rng(seed)
+    return (rng.gamma(0.5, 8, (h, w)) * (rng.random((h, w)) > 0.33)).astype(np.float32)
 
 
 def tensors(path, keys=NUMBERS):
@@ -164,7 +199,7 @@ def workdir(tmp_path, monkeypatch):
 
 
 def make_archive(folder, train_days=6, eval_days=3, forecasts=3):
-    """Days at 1 degree (lon, lat) in mm, forecasts at 0.4 degree in metres, truth at 0.1 degree: no attributes, as the user's."""
+    """Days at 1 degree (lon, lat) in mm, forecasts at 0.4 degree in metres, truth at 0.1 degree, all as the user's."""
     lat, lon = nodes(20, 36, 1)[::-1], nodes(100, 116, 1)
     fine_lat, fine_lon = nodes(23.55, 32.45, 0.1)[::-1], nodes(103.55, 112.45, 0.1)
     for name, first, count in (("Train", "1950-08-01", train_days), ("Eval", "2023-08-01", eval_days)):
@@ -179,6 +214,13 @@ def make_archive(folder, train_days=6, eval_days=3, forecasts=3):
             folder / f"DataObj/2023_08_1{k}_18_08_1{k + 1}_x.nc", values, nodes(24, 32, 0.4)[::-1], nodes(104, 112, 0.4)
         )
     return folder
+
+
+@pytest.fixture
+def home(project, monkeypatch):
+    """The small project as current folder; results go to folders of the test's own."""
+    monkeypatch.chdir(project.home)
+    return project
 
 
 @pytest.fixture(scope="session")

@@ -1,25 +1,22 @@
 """Laws of models.py: amounts, noise, tiles, losses, guards. Small random networks; no data files."""
 
 import hashlib
-import logging
 import math
-import subprocess
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from conftest import lr_rain as rain
+from conftest import make, whole_field
 
 import models
+import utils
 from models import (
     ADVERSARIAL_LOSSES,
-    EMA,
     TRANSFORMS,
-    CollapseGuard,
     ConModel,
     Discriminator,
     Generator,
@@ -30,41 +27,16 @@ from models import (
     TruncatedVGG19,
     conserve_mass,
     content_loss,
-    downscale,
     even_levels,
     fair_crps,
     gradient_penalty,
     initialise_normal,
     load_generator,
-    prime_factors,
 )
-
-ROOT = Path(models.__file__).parent
-SMALL = {"channels": 16, "blocks": 1, "noise_channels": 2}
-
-
-def make(scale=4, seed=0, **settings):
-    torch.manual_seed(seed)
-    return Generator(GeneratorConfig(scale=scale, **(SMALL | settings)))
-
-
-def rain(h, w, seed=1):
-    """LR field (h, w), mm, a third of it dry."""
-    rng = np.random.default_rng(seed)
-    return (rng.gamma(0.5, 8, (h, w)) * (rng.random((h, w)) > 0.33)).astype(np.float32)
 
 
 def as_batch(lr):
     return torch.from_numpy(lr)[None, None]
-
-
-def whole(generator, lr, **settings):
-    """downscale put together: (members, H, W)."""
-    members = settings.get("members", 1)
-    out = np.zeros((members, *(n * generator.scale for n in lr.shape)), np.float32)
-    for rows, columns, sr in downscale(generator, lr, **settings):
-        out[:, rows, columns] = sr
-    return out
 
 
 # ---- layout ----
@@ -72,8 +44,8 @@ def whole(generator, lr, **settings):
 
 @pytest.mark.parametrize(("scale", "factors"), [(100, [2, 2, 5, 5]), (40, [2, 2, 2, 5]), (4, [2, 2]), (7, [7])])
 def test_one_stage_for_each_prime_factor(scale, factors):
-    assert prime_factors(scale) == factors
-    net = SRResModel(GeneratorConfig(scale=scale, **SMALL))
+    assert utils.prime_factors(scale) == factors
+    net = SRResModel(GeneratorConfig(scale=scale, channels=16, blocks=1, noise_channels=2))
     assert [stage.factor for stage in net.ups] == factors
 
 
@@ -212,7 +184,7 @@ def test_one_seed_is_one_member():
 def test_without_noise_channels_it_is_deterministic():
     generator, lr = make(noise_channels=0), as_batch(rain(3, 4))
     assert torch.equal(generator(lr), generator(lr))
-    a = whole(generator, rain(3, 4), members=2)
+    a = whole_field(generator, rain(3, 4), members=2)
     assert np.array_equal(a[0], a[1])
 
 
@@ -246,100 +218,21 @@ def test_a_crop_is_a_part_of_the_whole():
     torch.testing.assert_close(part, generator(lr)[..., 8:20, 16:36], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("scale", "shape", "hr_noise"), [(4, (11, 7), False), (4, (11, 7), True), (40, (5, 4), False), (100, (3, 2), False)]
-)
-def test_tiled_equals_untiled(scale, shape, hr_noise):
-    generator, lr = make(scale, hr_noise=hr_noise), rain(*shape)
-    lr[0, 1] = np.nan
-    kept = lr.copy()
-    a, b = whole(generator, lr, tile=max(shape), members=2), whole(generator, lr, tile=2, members=2)
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    assert not np.array_equal(a[0], a[1])
-    assert np.array_equal(lr, kept, equal_nan=True)  # the caller's field is left alone
-
-
-def test_missing_exactly_where_the_input_is():
-    lr = rain(4, 5)
-    lr[1, 2] = lr[3, 0] = np.nan
-    sr = whole(make(), lr, members=2)
-    assert np.array_equal(np.isnan(sr[1]), np.kron(np.isnan(lr), np.ones((4, 4), bool)))
-    assert np.isnan(whole(make(), np.full((2, 2), np.nan, np.float32))).all()
-
-
-def test_noise_belongs_to_the_cell_not_to_the_region():
-    generator = make()
-    net = generator.net
-    a = models._keyed_noise(net, "0|0|2023-08-01", (10, 14, -3, 2))
-    b = models._keyed_noise(net, "0|0|2023-08-01", (11, 14, -3, 2))
-    for x, y, grid in zip(a, b, net.grids[:-1], strict=True):
-        assert torch.equal(x[:, :, grid:], y)
-    c = models._keyed_noise(net, "0|0|2023-08-02", (11, 14, -3, 2))
-    assert not torch.equal(b[0], c[0])
-    assert [z.shape for z in b] == [z.shape for z in generator.draw_noise(1, 3, 5)]
-
-
-def test_noise_is_standard_normal():
-    values = torch.cat([z.flatten() for z in models._keyed_noise(make(40).net, "k", (0, 9, 0, 9))])
-    assert abs(values.mean()) < 0.02
-    assert abs(values.std() - 1) < 0.02
-
-
-def test_another_process_makes_the_same_member():
-    code = (
-        "import torch, numpy as np, hashlib, models; torch.manual_seed(0);"
-        "g = models.Generator(models.GeneratorConfig(scale=4, channels=16, blocks=1, noise_channels=2));"
-        "z = models._keyed_noise(g.net, '7|1|2023-08-01', (0, 3, 0, 3));"
-        "print(hashlib.sha256(b''.join(x.numpy().tobytes() for x in z)).hexdigest())"
-    )
-    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    mine = models._keyed_noise(make().net, "7|1|2023-08-01", (0, 3, 0, 3))
-    assert other.stdout.strip() == hashlib.sha256(b"".join(x.numpy().tobytes() for x in mine)).hexdigest()
-
-
-def test_a_uniform_field_has_no_border():
-    """Replicated edges: a constant input is treated alike at the border and inside."""
-    generator = make(noise_channels=0)
-    sr = generator(torch.full((1, 1, 6, 6), 3.0))
-    cell = sr[..., 8:12, 8:12].tile(6, 6)
-    torch.testing.assert_close(sr, cell, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(35, 5), (1, 1), (1, 7)])
-def test_any_domain_shape(shape):
-    assert whole(make(), rain(*shape)).shape == (1, 4 * shape[0], 4 * shape[1])
-
-
-def test_mirrored_input_is_not_transposed():
-    lr = np.zeros((3, 5), np.float32)
-    lr[0, 4] = 50.0  # north-east
-    sr = whole(make(), lr)[0]
-    assert sr[:4, 16:].sum() > 0
-    sr[:4, 16:] = 0
-    assert sr.sum() == 0
-
-
-def test_bad_fields_are_refused():
-    for bad in (np.full((2, 2), -1.0), np.full((2, 2), np.inf), np.zeros(4)):
-        with pytest.raises(ValueError, match="downscale: lr"):
-            next(downscale(make(), bad))
-
-
 def test_position_channels_tie_a_generator_to_its_region():
     generator = make(position_channels=2, position_shape=(16, 20))
     torch.nn.init.normal_(generator.position)
     lr = rain(4, 5)
-    np.testing.assert_allclose(whole(generator, lr), whole(generator, lr, tile=2), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(whole_field(generator, lr), whole_field(generator, lr, tile=2), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="tied to a region"):
         generator(as_batch(rain(5, 5)))
 
 
 def test_checkpoint_rebuilds_the_generator(tmp_path):
     generator = make()
-    ema = EMA(generator)
-    torch.save({"generator_config": asdict(generator.config), "ema": ema.state_dict()}, tmp_path / "c.pth")
+    ema = {"updates": 0, "weights": generator.state_dict()}
+    torch.save({"generator_config": asdict(generator.config), "ema": ema}, tmp_path / "c.pth")
     again = load_generator(torch.load(tmp_path / "c.pth", weights_only=True))
-    assert np.array_equal(whole(again, rain(3, 3)), whole(generator, rain(3, 3)))
+    assert np.array_equal(whole_field(again, rain(3, 3)), whole_field(generator, rain(3, 3)))
     with pytest.raises(ValueError, match="generator_config"):
         load_generator({"weights": 1})
 
@@ -449,52 +342,7 @@ def test_discriminator_layout_and_penalty():
     assert all(torch.isfinite(p.grad).all() for p in critic.parameters() if p.grad is not None)
 
 
-def test_a_collapse_cannot_happen_silently(caplog):
-    """A critic shown two plainly different fields wins; the guard says so and lowers its step, again and again."""
-    torch.manual_seed(0)
-    critic = Discriminator(channels=8)
-    optimizer = torch.optim.Adam(critic.parameters(), 1e-2)
-    guard = CollapseGuard(optimizer, threshold=0.5, patience=5)
-    lr, real, fake = torch.ones(4, 1, 2, 2), torch.rand(4, 1, 16, 16) * 9, torch.zeros(4, 1, 16, 16)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(60):
-            loss, _ = ADVERSARIAL_LOSSES["relativistic"](critic(lr, real), critic(lr, fake))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            guard.update(loss.item())
-    assert guard.trips >= 1
-    assert "discriminator has won" in caplog.text
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 0.5**guard.trips)
-
-
-def test_the_guard_lets_a_fair_game_be():
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
-    guard = CollapseGuard(optimizer, patience=3)
-    assert not any(guard.update(loss) for loss in [0.7, 0.01, 0.01, 0.7, 0.01, 0.01])
-    assert guard.update(0.01)
-    again = CollapseGuard(optimizer)
-    again.load_state_dict(guard.state_dict())
-    assert again.trips == 1
-
-
 # ---- helpers ----
-
-
-def test_ema_follows_and_resumes():
-    module = torch.nn.Linear(2, 2)
-    ema = EMA(module, 0.9)
-    start = ema.module.weight.clone()
-    with torch.no_grad():
-        module.weight.add_(1.0)
-    ema.update(module)
-    decay = 2 / 11
-    torch.testing.assert_close(ema.module.weight, start + 1 - decay)
-    again = EMA(torch.nn.Linear(2, 2), 0.9)
-    again.load_state_dict(ema.state_dict())
-    for e in (ema, again):
-        e.update(module)
-    assert torch.equal(ema.module.weight, again.module.weight)
 
 
 def test_initialise_normal():

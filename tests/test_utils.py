@@ -250,16 +250,6 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path):
         load_checkpoint(tmp_path / "x.pth")
 
 
-def test_find_checkpoint_skips_what_is_none_and_says_why(tmp_path):
-    (tmp_path / "pre_srgan_x100.pth").write_text("text")
-    with pytest.raises(DataError, match=r"(?s)fits the eval list.*pre_srgan_x100.pth.*2train.py"):
-        utils.find_checkpoint(lambda state: 0, "eval", tmp_path)
-    save_checkpoint(tmp_path / "pre_srgan_x40.pth", {"rank": 1})
-    save_checkpoint(tmp_path / "pre_srgan_coarsen_x40.pth", {"rank": 0})
-    path, state = utils.find_checkpoint(lambda state: state["rank"], "eval", tmp_path)
-    assert path.name == "pre_srgan_coarsen_x40.pth" and state["rank"] == 0
-
-
 # ---------------------------------------------------------------- NetCDF output
 
 

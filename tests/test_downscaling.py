@@ -1,0 +1,348 @@
+"""Laws of downscaling.py: tiles, noise, members, restart and the choice of a checkpoint; stages 3 and 4 as run."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    ROOT,
+    block_means,
+    lr_rain,
+    make,
+    nodes,
+    outputs,
+    rain,
+    read_out,
+    run,
+    run3,
+    said,
+    whole_field,
+    write_nc,
+)
+
+import datasets
+import downscaling
+import models
+import utils
+from downscaling import _keyed_noise, downscale
+from utils import DataError
+
+
+@pytest.mark.parametrize(
+    ("scale", "shape", "hr_noise"), [(4, (11, 7), False), (4, (11, 7), True), (40, (5, 4), False), (100, (3, 2), False)]
+)
+def test_tiled_equals_untiled(scale, shape, hr_noise):
+    generator, lr = make(scale, hr_noise=hr_noise), lr_rain(*shape)
+    lr[0, 1] = np.nan
+    kept = lr.copy()
+    a, b = whole_field(generator, lr, tile=max(shape), members=2), whole_field(generator, lr, tile=2, members=2)
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert not np.array_equal(a[0], a[1])
+    assert np.array_equal(lr, kept, equal_nan=True)  # the caller's field is left alone
+
+
+def test_missing_exactly_where_the_input_is():
+    lr = lr_rain(4, 5)
+    lr[1, 2] = lr[3, 0] = np.nan
+    sr = whole_field(make(), lr, members=2)
+    assert np.array_equal(np.isnan(sr[1]), np.kron(np.isnan(lr), np.ones((4, 4), bool)))
+    assert np.isnan(whole_field(make(), np.full((2, 2), np.nan, np.float32))).all()
+
+
+def test_noise_belongs_to_the_cell_not_to_the_region():
+    generator = make()
+    net = generator.net
+    a = _keyed_noise(net, "0|0|2023-08-01", (10, 14, -3, 2))
+    b = _keyed_noise(net, "0|0|2023-08-01", (11, 14, -3, 2))
+    for x, y, grid in zip(a, b, net.grids[:-1], strict=True):
+        assert torch.equal(x[:, :, grid:], y)
+    c = _keyed_noise(net, "0|0|2023-08-02", (11, 14, -3, 2))
+    assert not torch.equal(b[0], c[0])
+    assert [z.shape for z in b] == [z.shape for z in generator.draw_noise(1, 3, 5)]
+
+
+def test_noise_is_standard_normal():
+    values = torch.cat([z.flatten() for z in _keyed_noise(make(40).net, "k", (0, 9, 0, 9))])
+    assert abs(values.mean()) < 0.02
+    assert abs(values.std() - 1) < 0.02
+
+
+def test_another_process_makes_the_same_member():
+    code = (
+        "import torch, numpy as np, hashlib, models, downscaling; torch.manual_seed(0);"
+        "g = models.Generator(models.GeneratorConfig(scale=4, channels=16, blocks=1, noise_channels=2));"
+        "z = downscaling._keyed_noise(g.net, '7|1|2023-08-01', (0, 3, 0, 3));"
+        "print(hashlib.sha256(b''.join(x.numpy().tobytes() for x in z)).hexdigest())"
+    )
+    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    mine = _keyed_noise(make().net, "7|1|2023-08-01", (0, 3, 0, 3))
+    assert other.stdout.strip() == hashlib.sha256(b"".join(x.numpy().tobytes() for x in mine)).hexdigest()
+
+
+def test_a_uniform_field_has_no_border():
+    """Replicated edges: a constant input is treated alike at the border and inside."""
+    generator = make(noise_channels=0)
+    sr = generator(torch.full((1, 1, 6, 6), 3.0))
+    cell = sr[..., 8:12, 8:12].tile(6, 6)
+    torch.testing.assert_close(sr, cell, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(35, 5), (1, 1), (1, 7)])
+def test_any_domain_shape(shape):
+    assert whole_field(make(), lr_rain(*shape)).shape == (1, 4 * shape[0], 4 * shape[1])
+
+
+def test_mirrored_input_is_not_transposed():
+    lr = np.zeros((3, 5), np.float32)
+    lr[0, 4] = 50.0  # north-east
+    sr = whole_field(make(), lr)[0]
+    assert sr[:4, 16:].sum() > 0
+    sr[:4, 16:] = 0
+    assert sr.sum() == 0
+
+
+def test_bad_fields_are_refused():
+    for bad in (np.full((2, 2), -1.0), np.full((2, 2), np.inf), np.zeros(4)):
+        with pytest.raises(ValueError, match="downscale: lr"):
+            next(downscale(make(), bad))
+
+
+def test_missing_pixels_are_those_of_missing_lr_cells(home, tmp_path):
+    """`all` on a file that is no multiple of the LR step: coordinates are the file's, the remainder is missing."""
+    lat, lon = nodes(20.05, 24.45, 0.1)[::-1], nodes(100.05, 106.55, 0.1)  # 45 x 66
+    values = rain((45, 66))
+    values[10:18, 20:30] = np.nan  # most of one cell
+    values[30:34, 40:50] = np.nan  # less than half of one: 60 of 100 valid
+    write_nc(tmp_path / "in/2023_08_01.nc", values, lat, lon, attrs={"units": "mm"})
+    run(1, "--eval-folders", tmp_path / "in", "--output-folder", tmp_path / "lists")
+    where = ["--data-folder", tmp_path / "lists", "--region", "all", "--out", tmp_path]
+    run3(*where, "--checkpoint", home.coarsen)
+    run(5, *where, "--split", "eval", "--target", "coarsen", "--lr-step", 1, "--hr-step", 0.1)
+    (sr,), (lr,), (hr,) = (outputs(tmp_path, kind) for kind in ("sr", "lr", "hr"))
+    assert lr.shape == (4, 6) and int(lr.isnull().sum()) == 1 and bool(lr.isnull()[1, 2])
+    for field in (sr, hr):
+        np.testing.assert_array_equal(field.lat, lat)
+        np.testing.assert_array_equal(field.lon, lon)
+    np.testing.assert_array_equal(hr, values.astype("float32"))
+    expected = np.ones((45, 66), bool)
+    expected[:40, :60] = np.kron(np.isnan(lr.values), np.ones((10, 10)))
+    np.testing.assert_array_equal(np.isnan(sr), expected)
+    np.testing.assert_allclose(block_means(sr[:40, :60], 10), lr, atol=1e-3)
+
+
+def test_truth_never_reaches_sr(home, tmp_path):
+    """With the block means held, HR and its missing pixels change no pixel of SR."""
+    lat, lon = nodes(25.05, 30.95, 0.1)[::-1], nodes(105.05, 110.95, 0.1)
+    low = np.round(rain((6, 6), 5) * 4) / 4
+    flat = np.kron(low, np.ones((10, 10)))
+    other = flat.copy()
+    other[::2, ::2] += other[::2, ::2] / 2
+    other[1::2, 1::2] -= flat[1::2, 1::2] / 2  # rain moved inside each cell
+    holes = flat.copy()
+    holes[::3, ::2] = np.nan  # missing pixels, in the same cells, less than half
+    made = []
+    for name, values in (("flat", flat), ("other", other), ("holes", holes)):
+        write_nc(tmp_path / f"{name}/2023_08_01.nc", values, lat, lon, attrs={"units": "mm"})
+        run(1, "--eval-folders", tmp_path / name, "--output-folder", tmp_path / f"{name}/lists")
+        run3(
+            "--data-folder",
+            tmp_path / f"{name}/lists",
+            "--checkpoint",
+            home.coarsen,
+            "--out",
+            tmp_path / f"{name}/sr",
+            "--region",
+            "all",
+        )
+        made += outputs(tmp_path / f"{name}/sr")
+    np.testing.assert_array_equal(made[0], made[1])
+    np.testing.assert_array_equal(made[0], made[2])
+    np.testing.assert_allclose(block_means(made[0], 10), low, atol=1e-3)
+
+
+def test_truth_with_gaps_everywhere_is_no_reason_to_fall(home, tmp_path, capsys):
+    lat, lon = nodes(25.05, 30.95, 0.1)[::-1], nodes(105.05, 110.95, 0.1)
+    values = rain((60, 60))
+    values[::5, ::5] = np.nan
+    write_nc(tmp_path / "in/2023_08_01.nc", values, lat, lon, attrs={"units": "mm"})
+    run(1, "--eval-folders", tmp_path / "in", "--output-folder", tmp_path / "lists")
+    run(3, "--data-folder", tmp_path / "lists", "--checkpoint", home.coarsen, "--out", tmp_path, "--region", "all")
+    assert len(outputs(tmp_path)) == 1 and "no scores and no plots: every window" in capsys.readouterr().out
+
+
+def test_hr_is_not_an_argument_of_downscaling():
+    names = (
+        downscale_names(downscale)
+        | downscale_names(downscaling.downscale_list)
+        | downscale_names(downscaling._write_field)
+        | downscale_names(datasets.read_lr)
+    )
+    assert not {name for name in names if re.search("hr|truth", name)}
+
+
+def downscale_names(function):
+    return set(function.__code__.co_varnames[: function.__code__.co_argcount + function.__code__.co_kwonlyargcount])
+
+
+@pytest.mark.parametrize("options", [["--tile", 1], ["--tile", 2, "--members", 2]])
+def test_tiles_of_stage_3_make_the_whole(home, tmp_path, options):
+    run3("--checkpoint", home.x10, "--out", tmp_path / "whole", *options[2:])
+    run3("--checkpoint", home.x10, "--out", tmp_path / "tiles", *options)
+    for whole, tiles in zip(outputs(tmp_path / "whole"), outputs(tmp_path / "tiles"), strict=True):
+        np.testing.assert_allclose(whole, tiles, rtol=1e-4, atol=1e-4)
+
+
+def test_members_are_a_dimension_and_differ_and_seeds_repeat(home, tmp_path):
+    run3("--checkpoint", home.x10, "--out", tmp_path / "a", "--members", 3)
+    run3("--checkpoint", home.x10, "--out", tmp_path / "b", "--members", 3)
+    run3("--checkpoint", home.x10, "--out", tmp_path / "c", "--seed", 1)
+    run3("--checkpoint", home.x10, "--out", tmp_path / "d")
+    three, again, other, one = (outputs(tmp_path / name)[0] for name in "abcd")
+    assert three.dims == ("member", "lat", "lon") and three.shape == (3, 50, 50) and one.dims == ("lat", "lon")
+    assert not np.array_equal(three[0], three[1]) and not np.array_equal(one, other)
+    np.testing.assert_array_equal(three, again)
+    np.testing.assert_array_equal(three[0], one)
+
+
+def test_shards_make_the_whole(home, tmp_path):
+    run3("--checkpoint", home.x10, "--out", tmp_path / "whole")
+    for k in (0, 1):
+        run3("--checkpoint", home.x10, "--out", tmp_path / "parts", "--shard", f"{k}/2")
+        assert len(list((tmp_path / "parts").glob("*.nc"))) == (2, 3)[k]
+    for whole, part in zip(outputs(tmp_path / "whole"), outputs(tmp_path / "parts"), strict=True):
+        np.testing.assert_array_equal(whole, part)
+
+
+def test_same_request_is_kept_and_another_moved_aside(home, tmp_path, capsys, monkeypatch):
+    records = home.home / "Data/DataResults/Historical_Records"
+    argv = ["--checkpoint", home.x10, "--out", tmp_path / "again"]
+    run3(*argv)
+    path = tmp_path / "again/00_pre_sr.nc"
+    (tmp_path / "again/01_pre_sr.nc").unlink()
+    before, made = path.stat().st_mtime_ns, read_out(path)
+    run3(*argv)
+    assert path.stat().st_mtime_ns == before and (tmp_path / "again/01_pre_sr.nc").exists()
+    assert "2 of 3 outputs" in capsys.readouterr().out and not list(records.glob("again_*"))
+    run3(*argv, "--seed", 5)
+    (moved,) = records.glob("again_*")
+    np.testing.assert_array_equal(read_out(moved / "00_pre_sr.nc"), made)
+    assert not np.array_equal(read_out(path), made)
+    path.write_bytes(path.read_bytes()[:500])  # damaged: made again
+    run3(*argv, "--seed", 5)
+    assert not np.array_equal(read_out(path), made)
+    shutil.rmtree(moved)
+
+
+def test_results_of_a_longer_list_do_not_stay_among_the_new(home, tmp_path):
+    run3("--checkpoint", home.x10, "--out", tmp_path / "sr")
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "PreEval.json").write_text(json.dumps(json.loads((home.lists / "PreEval.json").read_text())[:2]))
+    run3("--data-folder", lists, "--checkpoint", home.x10, "--out", tmp_path / "sr", "--seed", 3)
+    assert len(outputs(tmp_path / "sr")) == 2
+    for moved in (home.home / "Data/DataResults/Historical_Records").glob("sr_*"):
+        shutil.rmtree(moved)
+
+
+def test_refusals_of_stages_3_and_4_name_the_command(home, tmp_path, monkeypatch, capsys):
+    words = said(4, ["--checkpoint", home.x10, "--out", tmp_path], monkeypatch)
+    assert words.startswith("error: ") and "2023_08_10_18_08_11_x.nc" in words and "step is 0.4 degree" in words
+    assert "python 2train.py --target interpolate --lr-step 0.4 --hr-step 0.1" in words
+    words = said(4, ["--checkpoint", home.coarsen, "--out", tmp_path], monkeypatch)
+    assert "python 2train.py --target coarsen --lr-step 0.4 --hr-step 0.1" in words
+    assert not list(tmp_path.glob("*.nc"))
+    words = said(3, ["--checkpoint", home.x10, "--region", 0, 4, 0, 4, "--out", tmp_path], monkeypatch)
+    assert "not inside the file" in words and "99.5..116.5 E" in words
+    for argv, part in (
+        (["--checkpoint", "gone.pth"], "gone.pth: no such checkpoint; 2train.py makes it"),
+        (["--checkpoint", home.lists], "a folder; expected a checkpoint or export"),
+        (["--checkpoint", home.lists / "PreEval.json"], "PreEval.json: not a checkpoint"),
+        (
+            ["--data-folder", "nowhere", "--checkpoint", home.x10],
+            "nowhere/PreEval.json: no such list; run 1create_data_lists.py --output-folder nowhere first",
+        ),
+        (["--region", 1, 2, 3], "expected LONW LONE LATS LATN, or all"),
+        (["--units", "inch", "--checkpoint", home.x10], "inch.*expected auto or one of"),
+    ):
+        assert re.search(part, said(3, [*argv, "--out", tmp_path], monkeypatch)), argv
+    for seed in ("-1", "9" * 23):
+        assert said(3, ["--checkpoint", home.x10, "--seed", seed, "--out", tmp_path], monkeypatch) == 2
+        assert f"'{seed}': expected a whole number of 0 to 1000000000" in capsys.readouterr().err
+
+
+def test_the_checkpoint_that_fits_is_found(home, tmp_path, monkeypatch, capsys):
+    run(4, "--out", tmp_path / "4")
+    run3("--out", tmp_path / "3")
+    run3("--data-folder", "Data/JsonHr", "--out", tmp_path / "hr")
+    words = capsys.readouterr().out
+    assert "pre_srgan_x4.pth (target interpolate)" in words and "pre_srgan_x10.pth (target interpolate)" in words
+    assert "choose another with --checkpoint" in words
+    monkeypatch.chdir(tmp_path)
+    assert "fits the eval list" in said(3, ["--data-folder", home.lists, "--out", "x"], monkeypatch)
+
+
+def test_a_generator_that_has_diverged_writes_nothing(home, tmp_path, monkeypatch):
+    state = torch.load(home.x10, weights_only=True)
+    name = next(name for name in state["ema"]["weights"] if name.endswith("out.weight"))
+    state["ema"]["weights"][name][0] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    words = said(3, ["--checkpoint", tmp_path / "nan.pth", "--out", tmp_path / "out"], monkeypatch)
+    assert "00_pre_sr.nc" in words and "not finite" in words and "2023_08_01.nc" in words
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_units_are_part_of_what_was_asked_for(home, tmp_path):
+    run(5, "--split", "obj", "--hr-step", 0.1, "--out", tmp_path / "5")
+    first = outputs(tmp_path / "5", "hr")[0]
+    run(5, "--split", "obj", "--hr-step", 0.1, "--out", tmp_path / "5", "--units", "cm")
+    np.testing.assert_allclose(outputs(tmp_path / "5", "hr")[0], first / 100, rtol=1e-6)
+    (moved,) = (home.home / "Data/DataResults/Historical_Records").glob("5_*")
+    assert len(list(moved.iterdir())) == 6
+    shutil.rmtree(moved)
+
+
+def test_the_same_command_twice_gives_the_same_bytes(home, tmp_path):
+    """Lists here; NetCDF files, scores and pictures in test_survival.py, weights below."""
+    for name in "ab":
+        run(1, "--output-folder", tmp_path / name)
+    files = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert len(files) == 4
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: {k: v for k, v in s.items() if k != "ema"},
+        lambda s: {k: v for k, v in s.items() if k != "data_config"},
+        lambda s: s | {"ema": {"weights": dict(list(s["ema"]["weights"].items())[1:]), "updates": 1}},
+        lambda s: s | {"ema": {"weights": s["ema"]["weights"] | {"extra": torch.zeros(1)}, "updates": 1}},
+        lambda s: s | {"generator_config": s["generator_config"] | {"colour": 3}},
+        lambda s: s | {"generator_config": s["generator_config"] | {"channels": 16}},
+        lambda s: s | {"data_config": s["data_config"] | {"colour": 3}},
+        lambda s: s | {"format": 99},
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_refused_in_words(home, tmp_path, monkeypatch, change):
+    torch.save(change(torch.load(home.x10, weights_only=True)), tmp_path / "odd.pth")
+    words = said(3, ["--checkpoint", tmp_path / "odd.pth", "--out", tmp_path], monkeypatch)
+    assert words.startswith("error: ") and "odd.pth" in words
+
+
+def test_find_checkpoint_skips_what_is_none_and_says_why(home, tmp_path):
+    (tmp_path / "pre_srgan_x100.pth").write_text("text")
+    with pytest.raises(DataError, match=r"(?s)fits the eval list.*pre_srgan_x100.pth.*2train.py"):
+        downscaling.find_checkpoint(home.lists, "eval", folder=tmp_path)
+    for target in ("coarsen", "interpolate"):  # both fit; the default target comes first
+        state = utils.load_checkpoint(home.x10)
+        state["data_config"]["target"] = target
+        utils.save_checkpoint(tmp_path / f"pre_srgan_{target}_x40.pth", state)
+    path, state = downscaling.find_checkpoint(home.lists, "eval", folder=tmp_path)
+    assert path.name == "pre_srgan_interpolate_x40.pth" and state["data_config"]["target"] == "interpolate"

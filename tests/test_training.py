@@ -1,0 +1,406 @@
+"""Laws of training.py: resume, phases, settings, calibration, processes; stage 2 as its users run it."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import types
+from itertools import count
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, TRAIN, outputs, run, run3, said, same, tensors
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import models
+import training
+import utils
+from models import ADVERSARIAL_LOSSES, Discriminator
+from training import CollapseGuard, averaged_model
+from utils import DataError, TrainConfig
+
+
+def test_a_collapse_cannot_happen_silently(capsys):
+    """A critic shown two plainly different fields wins; the guard says so and lowers its step, again and again."""
+    torch.manual_seed(0)
+    critic = Discriminator(channels=8)
+    optimizer = torch.optim.Adam(critic.parameters(), 1e-2)
+    guard = CollapseGuard(optimizer, threshold=0.5, patience=5)
+    lr, real, fake = torch.ones(4, 1, 2, 2), torch.rand(4, 1, 16, 16) * 9, torch.zeros(4, 1, 16, 16)
+    for _ in range(60):
+        loss, _ = ADVERSARIAL_LOSSES["relativistic"](critic(lr, real), critic(lr, fake))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        guard.update(loss.item())
+    assert guard.trips >= 1
+    assert "discriminator has won" in capsys.readouterr().out
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 0.5**guard.trips)
+
+
+def test_the_guard_lets_a_fair_game_be():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    guard = CollapseGuard(optimizer, patience=3)
+    assert not any(guard.update(loss) for loss in [0.7, 0.01, 0.01, 0.7, 0.01, 0.01])
+    assert guard.update(0.01)
+    again = CollapseGuard(optimizer)
+    again.load_state_dict(guard.state_dict())
+    assert again.trips == 1
+
+
+def test_ema_follows_and_resumes():
+    module = torch.nn.Linear(2, 2)
+    ema = averaged_model(module, 0.9)
+    start = ema.module.weight.clone()
+    with torch.no_grad():
+        module.weight.add_(1.0)
+    ema.update_parameters(module)
+    decay = 2 / 11
+    torch.testing.assert_close(ema.module.weight, start + 1 - decay)
+    again = averaged_model(torch.nn.Linear(2, 2), 0.9)
+    again.load_state_dict(ema.state_dict())
+    for e in (ema, again):
+        e.update_parameters(module)
+    assert torch.equal(ema.module.weight, again.module.weight)
+
+
+def interrupted(monkeypatch, at, number):
+    """Training is sent a signal in the middle of step `at`."""
+    plain, steps = training.AveragedModel.update_parameters, count()
+
+    def update_parameters(self, module):
+        if next(steps) == at:
+            os.kill(os.getpid(), number)
+        plain(self, module)
+
+    monkeypatch.setattr(training.AveragedModel, "update_parameters", update_parameters)
+
+
+@pytest.fixture(scope="module")
+def unbroken(project, tmp_path_factory):
+    before, path = os.getcwd(), tmp_path_factory.mktemp("unbroken") / "a.pth"
+    os.chdir(project.home)
+    try:
+        assert run(2, *TRAIN, "--checkpoint", path, "--export", path.with_name("export.pth")) == 0
+    finally:
+        os.chdir(before)
+    return path
+
+
+@pytest.mark.parametrize(("number", "at"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 3), (signal.SIGINT, 5)])
+def test_a_signal_ends_with_a_checkpoint_and_resumed_equals_unbroken(home, tmp_path, monkeypatch, unbroken, number, at):
+    path = tmp_path / "b.pth"
+    with monkeypatch.context() as patch:
+        interrupted(patch, at, number)
+        assert run(2, *TRAIN, "--checkpoint", path) == 128 + number
+    assert utils.load_checkpoint(path)["step"] == at + 1
+    assert run(2, *TRAIN, "--checkpoint", path, "--resume") == 0
+    same(path, unbroken)
+
+
+def test_the_same_command_twice_gives_the_same_weights(home, tmp_path, unbroken):
+    run(2, *TRAIN, "--checkpoint", tmp_path / "c.pth")
+    same(tmp_path / "c.pth", unbroken)
+
+
+def test_resume_with_other_options_is_refused(home, tmp_path, monkeypatch, unbroken):
+    shutil.copy(unbroken, tmp_path / "d.pth")
+    for option in (
+        ["--channels", 16],
+        ["--batch", 3],
+        ["--region", 106, 109, 26, 29],
+        ["--seed", 4],
+        ["--learning-rate", 0.1],
+    ):
+        words = said(2, [*TRAIN, *option, "--checkpoint", tmp_path / "d.pth", "--resume"], monkeypatch)
+        assert "--resume" in words and option[0].strip("-").replace("-", "_") in words and "asked" in words
+    same(tmp_path / "d.pth", unbroken)
+
+
+def test_resume_says_what_does_not_fit(home, tmp_path, monkeypatch, unbroken):
+    torch.save({"format": 1, "weights": 3}, tmp_path / "odd.pth")
+    words = said(2, [*TRAIN, "--checkpoint", tmp_path / "odd.pth", "--resume"], monkeypatch)
+    assert words.startswith("error: ") and "odd.pth" in words
+    words = said(2, [*TRAIN, "--checkpoint", unbroken.with_name("export.pth"), "--resume"], monkeypatch)
+    assert words.startswith("error: ") and "export" in words
+
+
+@pytest.mark.parametrize("kind", ["value", "gradient"])
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(home, tmp_path, monkeypatch, kind):
+    plain, calls = models.content_loss, []
+
+    def broken(*args, **kwargs):
+        loss = plain(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == 4:  # step 3, after the checkpoint of step 2
+            return loss * float("nan") if kind == "value" else loss + (loss - loss.detach()).abs().sqrt()
+        return loss
+
+    monkeypatch.setattr(models, "content_loss", broken)
+    path = tmp_path / "n.pth"
+    words = said(2, [*TRAIN, "--checkpoint", path], monkeypatch)
+    assert words.startswith("error: ") and "step 3" in words and "1950_08_0" in words and "n.pth" in words
+    state = utils.load_checkpoint(path)
+    assert state["step"] == 2
+    assert all(
+        torch.isfinite(v).all()
+        for part in ("generator", "averaged")
+        for v in tensors(path, [part]).values()
+        if torch.is_tensor(v)
+    )
+
+
+def test_a_loss_that_is_not_finite_at_once_does_not_promise_a_checkpoint(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "content_loss", lambda *args, **kwargs: args[1].sum() * float("nan"))
+    words = said(2, [*TRAIN, "--checkpoint", tmp_path / "n.pth"], monkeypatch)
+    assert "step 0" in words and not (tmp_path / "n.pth").exists() and "keeps" not in words
+
+
+def test_checkpoints_are_plain_and_the_export_is_small_and_serves_stages_3_and_4(home, tmp_path, unbroken):
+    state = torch.load(unbroken, weights_only=True)
+    assert state["step"] == 7 and state["data_config"]["lr_step"] == 1 and state["train_config"]["batch"] == 2
+    export = unbroken.with_name("export.pth")
+    assert export.stat().st_size < unbroken.stat().st_size / 2
+    run3("--checkpoint", unbroken, "--out", tmp_path / "full")
+    run3("--checkpoint", export, "--out", tmp_path / "export")
+    for full, small in zip(outputs(tmp_path / "full"), outputs(tmp_path / "export"), strict=True):
+        np.testing.assert_array_equal(full, small)
+
+
+def test_a_new_run_moves_the_old_checkpoint_aside(home, tmp_path, unbroken):
+    path = tmp_path / "old.pth"
+    shutil.copy(unbroken, path)
+    run(2, *TRAIN, "--checkpoint", path, "--max-minutes", 0)
+    (moved,) = (home.home / "Data/DataResults/Historical_Records").glob("*/old.pth")
+    same(moved, unbroken)
+    shutil.rmtree(moved.parent)
+
+
+def test_two_models_need_two_checkpoints_and_other_targets_a_step(home, tmp_path, monkeypatch):
+    words = said(2, ["--hr-step", 0.1, "--checkpoint", tmp_path / "x.pth"], monkeypatch)
+    assert "1, 0.4 degree" in words and "--lr-step" in words
+    words = said(2, ["--hr-step", 0.1, "--export", tmp_path / "x.pth"], monkeypatch)
+    assert "--export" in words and "--lr-step" in words
+    for target in ("coarsen", "paired"):
+        assert "--lr-step" in said(2, ["--target", target], monkeypatch)
+    words = said(
+        2, ["--target", "paired", "--lr-step", 1, "--hr-step", 0.1, "--checkpoint", tmp_path / "x.pth"], monkeypatch
+    )
+    assert "holds no pairs" in words and "--train-hr-folders" in words
+
+
+SENSELESS = """--batch 0|--window 5|--window 5 4|--window 0 4|--content magic|--transform magic|--channels 0
+--stage-blocks 1|--epoch-steps 0|--valid-windows 0|--valid-share 1.5|--content-steps -1|--seed -1|--recipe magic
+--learning-rate -1|--learning-rate nan|--crop -1|--lr-step 0.35|--lr-step inf|--units inch
+--init gone.pth|--export day.nc|--checkpoint day.nc|--recipe srgan --vgg-weights gone.pth""".replace("\n", "|").split(
+    "|"
+)
+
+
+@pytest.mark.parametrize("option", SENSELESS)
+def test_senseless_options_of_training_are_refused_in_words(home, tmp_path, monkeypatch, capsys, option):
+    code = said(2, [*TRAIN, "--checkpoint", tmp_path / "s.pth", *option.split()], monkeypatch)
+    words = capsys.readouterr().err if code == 2 else code  # argparse, or a DataError
+    name = option.split()[-2].strip("-")
+    assert isinstance(words, str) and (name in words.replace("_", "-").replace(" ", "-") or option.split()[-1] in words)
+    assert not (tmp_path / "s.pth").exists()
+
+
+@pytest.mark.parametrize("adversarial", [0, 400])
+def test_the_schedule_follows_the_pace_of_the_machine_and_ends_in_time(adversarial):
+    """--max-minutes 10 at 0.01 minutes a step, from step 300 on 0.03: the fitted length is made in time."""
+    whole = TrainConfig(content_steps=2000 - adversarial, adversarial_steps=adversarial, epoch_steps=100)
+    group = types.SimpleNamespace(largest=lambda number: number, rank=0)
+    state = types.SimpleNamespace(train=whole, step=0, planned=False, group=group)
+    clock = types.SimpleNamespace(minutes=10.0, elapsed=0.5)
+    fitted = set()
+    while state.step < (state.train.content_steps + state.train.adversarial_steps):
+        state.adversarial = state.step >= state.train.content_steps
+        training.fit_length(state, clock, (0.5, 0), whole)
+        fitted.add(state.train.content_steps + state.train.adversarial_steps)
+        state.step, clock.elapsed = state.step + 1, clock.elapsed + (0.01 if state.step < 300 else 0.03)
+    assert 8.5 < clock.elapsed <= 10 and len(fitted) > 2 and state.planned
+    assert bool(state.train.adversarial_steps) == bool(adversarial) and state.train.adversarial_steps < 0.5 * state.step
+
+
+def test_calibration_finds_the_strength_that_noise_has_lost(home, tmp_path, capsys):
+    """The noise of a generator was made a fifth as strong: only its noise changes, and its spectrum comes nearer."""
+    state = utils.load_checkpoint(home.coarsen)
+    weak = models.load_generator(state)
+    weak.net.out.weight.data.mul_(20)
+    weak.scale_noise([0.2] * len(weak.net.entries))
+    state["ema"]["weights"] = weak.state_dict()
+    utils.save_checkpoint(tmp_path / "weak.pth", state)
+    truth = ("--target", "coarsen", "--data-folder", "Data/JsonHr")
+    still = (
+        "--content-steps",
+        1,
+        "--adversarial-steps",
+        0,
+        "--learning-rate",
+        1e-12,
+        "--amp",
+        "off",
+    )
+    run(
+        2,
+        *TRAIN,
+        *truth,
+        *still,
+        "--init",
+        tmp_path / "weak.pth",
+        "--calibrate",
+        25,
+        "--checkpoint",
+        tmp_path / "c.pth",
+    )
+    words = capsys.readouterr().out
+    gains, before, after = re.search(
+        r"noise scaled by ([\d., ]+): .*?lsd_db ([\d.]+) .*lsd_db ([\d.]+)", words
+    ).groups()
+    gains = [float(gain) for gain in gains.split(",")]
+    assert float(after) < float(before) and max(gains) > 1.2
+    state = utils.load_checkpoint(tmp_path / "c.pth")
+    plain, made = state["averaged"]["weights"], state["ema"]["weights"]
+    changed = {name for name in plain if not torch.equal(plain[name], made[name])}
+    assert changed == {f"net.ups.{k}.up.weight" for k in range(len(gains))}
+    for k, gain in enumerate(gains):
+        old, new = (w[f"net.ups.{k}.up.weight"] for w in (plain, made))
+        torch.testing.assert_close(new[:, -1] / old[:, -1], torch.full_like(old[:, -1], gain), rtol=0, atol=0.006)
+        assert torch.equal(new[:, :-1], old[:, :-1])
+
+
+def test_a_signal_in_the_calibration_leaves_it_to_resume(home, tmp_path, monkeypatch):
+    argv = [*TRAIN, "--calibrate", 4, "--checkpoint"]
+    assert run(2, *argv, tmp_path / "whole.pth") == 0
+    with monkeypatch.context() as patch:
+        plain, tries = models.Generator.scale_noise, count()
+
+        def scale_noise(self, gains):
+            if next(tries) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            plain(self, gains)
+
+        patch.setattr(models.Generator, "scale_noise", scale_noise)
+        assert run(2, *argv, tmp_path / "cut.pth") == 128 + signal.SIGTERM
+    assert not utils.load_checkpoint(tmp_path / "cut.pth")["calibrated"]
+    assert run(2, *argv, tmp_path / "cut.pth", "--resume") == 0
+    same(tmp_path / "cut.pth", tmp_path / "whole.pth")
+    assert utils.load_checkpoint(tmp_path / "cut.pth")["calibrated"]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++), which is not here")
+def test_compiled_stages_learn_what_plain_ones_do(home, tmp_path):
+    short = (
+        "--amp",
+        "off",
+        "--window",
+        4,
+        4,
+        "--content-steps",
+        2,
+        "--adversarial-steps",
+        0,
+        "--runs",
+        tmp_path / "runs",
+    )
+    for name, options in (("plain", []), ("compiled", ["--compile"])):
+        run(2, *TRAIN, *short, *options, "--checkpoint", tmp_path / f"{name}.pth")
+    plain, compiled = (loss_curves(tmp_path / "runs" / name) for name in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys() >= {"Loss_c"}
+    for name, curve in plain.items():
+        np.testing.assert_allclose(compiled[name], curve, rtol=1e-3, err_msg=name)
+
+
+def test_two_processes_equal_one(home, tmp_path, unbroken):
+    """The loss curve of torchrun with two processes is that of one (float sums differ in their last digits)."""
+    argv = [
+        *TRAIN,
+        "--checkpoint",
+        tmp_path / "two.pth",
+        "--amp",
+        "off",
+        "--device",
+        "cpu",
+        "--runs",
+        tmp_path / "runs",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(ROOT / "2train.py"),
+    ]
+    done = subprocess.run(
+        [*command, *map(str, argv)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    argv[argv.index(tmp_path / "two.pth")] = tmp_path / "one.pth"
+    run(2, *argv)
+    one, two = (utils.load_checkpoint(tmp_path / f"{name}.pth") for name in ("one", "two"))
+    assert one["step"] == two["step"] == 7
+    # Adam makes steps of the rounding noise where a gradient is 0, as at net.out.bias, which conservation cancels
+    far = total = 0
+    for name, value in one["averaged"]["weights"].items():
+        far += int(((two["averaged"]["weights"][name] - value).abs() > 1e-4 + 1e-3 * value.abs()).sum())
+        total += value.numel()
+    assert far <= total / 1000
+    assert two["best"] == pytest.approx(one["best"], rel=1e-3)
+    one, two = (loss_curves(tmp_path / "runs" / name) for name in ("one", "two"))
+    assert one.keys() == two.keys() >= {"Loss_c", "Loss_d", "Loss_g"}
+    for name, curve in one.items():
+        np.testing.assert_allclose(two[name], curve, rtol=1e-4, err_msg=name)
+
+
+def test_more_processes_than_samples_are_refused(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(DataError, match="--batch 2: fewer samples a step than the 3 processes.*--batch 24"):
+        run(2, *TRAIN, "--checkpoint", tmp_path / "a.pth", "--device", "cpu")
+
+
+def loss_curves(folder):
+    """{name: values} of the losses in TensorBoard's events."""
+    events = EventAccumulator(str(folder)).Reload()
+    names = [name for name in events.Tags()["scalars"] if name.startswith("Loss")]
+    return {name: [event.value for event in events.Scalars(name)] for name in names}
+
+
+def test_a_process_without_its_input_ends_the_others_with_the_cause(home, tmp_path):
+    """torchrun ends the process that waits for the one that did not get so far."""
+    words = ["--hr-step", "0.1", "--lr-step", "1", *map(str, TINY), "--checkpoint", str(tmp_path / "a.pth")]
+    task = '[ "$RANK" = 0 ] && lists=Data/JsonPath || lists=nowhere; exec "$0" "$@" --data-folder "$lists"'
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+        + ["bash", "-c", task, sys.executable, str(ROOT / "2train.py"), *words],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1
+    assert "error: nowhere/PreTrain.json: no such list" in done.stderr and "Root Cause" in done.stderr
+    assert "SIGKILL" not in done.stderr  # the other did not have to be killed
+
+
+def test_a_process_that_loses_another_says_so(monkeypatch):
+    group = object.__new__(training.Group)
+    group.rank, group.size, group.device = 0, 2, torch.device("cpu")
+
+    def gone(*args):
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", gone)
+    for call in (lambda: group.mean([torch.ones(2)]), lambda: group.largest(1)):
+        with pytest.raises(DataError, match="process 0 of 2 lost another one.*Connection closed"):
+            call()
