@@ -16,7 +16,7 @@ help_of() {
 find_python() {
     local name
     for name in ${PYTHON:-python3.11 python3.12 python3.13 python3.10 python3}; do
-        if command -v "$name" >/dev/null && "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+        if [[ "$("$name" --version 2>&1)" =~ ^Python\ 3\.([0-9]+) ]] && [ "${BASH_REMATCH[1]}" -ge 10 ]; then
             echo "$name"
             return
         fi
@@ -77,19 +77,23 @@ enter_environment() {
         return 1
     fi
     set -u
-    python - <<'PY'
-import importlib.util
-import sys
-
-missing = [name for name in ("torch", "xarray", "netCDF4", "scores", "tensorboard") if not importlib.util.find_spec(name)]
-if missing:
-    sys.exit(f"error: {sys.executable} lacks {', '.join(missing)}; install the rest: bash jobs/environment.sh, or pip install -r requirements.txt")
-PY
+    python jobs/report.py packages torch xarray netCDF4 scores tensorboard
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     set -euo pipefail
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    case "${1:-}" in
+    "") ;;
+    -h | --help)
+        help_of jobs/environment.sh
+        exit
+        ;;
+    *)
+        echo "error: environment.sh takes no arguments, only variables (see --help); found: $*" >&2
+        exit 2
+        ;;
+    esac
     use_environment requirements.txt
     echo "environment: ${VENV:-.venv} is ready"
 fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole chain on a generated sample archive: `bash jobs/quickstart.sh`. About ten minutes on two cores, beside the
-# installation. Everything stays in Data/Sample, where an earlier quickstart is replaced; your own files are not touched.
+# Runs all five stages on a generated sample archive: `bash jobs/quickstart.sh`. About ten minutes on two cores, not counting
+# the installation. Everything stays in Data/Sample, where an earlier quickstart is replaced; your own files are not touched.
 #
 #   MINUTES        of training, for both models together (default: 6)
 #   MEMBERS        of each ensemble (default: 6)
@@ -27,7 +27,8 @@ export MPLBACKEND=Agg
 sample=Data/Sample
 days=$sample/JsonPath truth=$sample/JsonTruth models=$sample/SavedModels results=$sample/DataResults
 x100=$models/pre_srgan_coarsen_x100.pth x40=$models/pre_srgan_coarsen_x40.pth
-half=$(python -c "print(float('${MINUTES:-6}') / 2)")
+[[ "${MINUTES:-6}" =~ ^[0-9]+(\.[0-9]+)?$ ]] || { echo "error: MINUTES=$MINUTES: expected a number, such as 6 or 1.5" >&2; exit 2; }
+half=$(LC_ALL=C awk -v minutes="${MINUTES:-6}" 'BEGIN { print minutes / 2 }')
 started=$SECONDS
 rm -rf "$models" "$results" "$sample/runs"
 
@@ -61,25 +62,7 @@ RUN=$sample stage "notebook" "$results" "$results/Eval_Correctness.ipynb, Eval_C
 python -m nbconvert --to html "$results/Eval_Correctness.ipynb" --log-level ERROR
 
 printf '\n== done in %d min %02d s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60))
-python - "$results" <<'PY'
-import csv
-import sys
-
-
-def rows(name):
-    with open(f"{sys.argv[1]}/{name}/scores.csv", encoding="utf-8") as file:
-        return {row["name"]: row for row in csv.DictReader(file)}
-
-
-scores, columns = rows("ResultEval"), ("crps", "rmse", "qq_rmse", "p999_ratio", "lsd_db", "conservation_mm")
-print(f"Evaluation days of the GENERATED sample (not observations), x100 against its 0.01 degree truth, mm:\n{'':16s}", end="")
-print("".join(f"{key:>17s}" for key in columns))
-for name, words in (("bilinear", "bilinear"), ("ensemble mean", "ours, mean"), ("ensemble", "ours, members")):
-    print(f"{words:16s}" + "".join(f"{float(scores[name][key]):17.3g}" for key in columns))
-print("(crps of one field is its mean absolute error; p999_ratio is best at 1, the others at 0)")
-for name, row in rows("ResultObj").items():
-    print(f"forecasts x40, {name}: mean {float(row['mean_sr']):.2f} against {float(row['mean_reference']):.2f} mm, Q-Q RMSE {float(row['qq_rmse']):.2g} mm")
-PY
+python jobs/report.py quickstart "$results"
 echo "pictures: $results/ResultEval/plots, $results/ResultObj/plots"
 printf '  %s\n' "$results"/Result*/plots/*.png
 echo "notebook: $results/Eval_Correctness.html; training curves: tensorboard --logdir $sample/runs"

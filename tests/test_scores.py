@@ -6,7 +6,6 @@ Tests against ../shared/tools and ../shared/data skip where these are absent.
 import csv
 import importlib.util
 import json
-import re
 import subprocess
 import sys
 import types
@@ -672,33 +671,6 @@ def test_table_is_written_whole_and_named_for_what_it_is(tmp_path):
     assert f"{low}..{high}" in lines[intervals + len(rows)]
     text = utils.format_table([compare_cells("own input", [pair_cells(*forecast())])])
     assert "own input" in text and "121" in text
-
-
-def test_results_go_between_the_marks_of_both_readmes(tmp_path):
-    root, case = Path(utils.__file__).parent, "radar_x40"
-    paste = re.search(r"<<'PY'\n(.*)\nPY\n", (root / "jobs/results.sh").read_text(encoding="utf-8"), re.S)[1]
-    rows = table_of(3).rows(resamples=10)
-    utils.write_scores(tmp_path / "out" / case / "scores.csv", rows)
-    for name in ("README.md", "README.zh-CN.md"):
-        text = (root / name).read_text(encoding="utf-8")
-        for known in ("radar_x100", case, "china_x4"):
-            assert re.search(f"<!-- scores {known} -->\n(.*\n)*<!-- end {known} -->", text)
-        (tmp_path / name).write_text(
-            f"before\n<!-- scores {case} -->\n| old |\n<!-- end {case} -->\nafter\n", encoding="utf-8"
-        )
-    command = [sys.executable, "-", "out", case]
-    done = subprocess.run(command, input=paste, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
-    for name, words in (("README.md", "| **ensemble mean** |"), ("README.zh-CN.md", "| **集合平均** |")):
-        lines = (tmp_path / name).read_text(encoding="utf-8").splitlines()
-        assert lines[0] == "before" and lines[-1] == "after" and "old" not in "".join(lines)
-        table = lines[2:-2]
-        assert len(table) == 2 + len(rows) and len({line.count("|") for line in table}) == 1
-        mean = next(line for line in table if line.startswith(words)).split(" | ")
-        assert mean[1] == f"{rows[-3]['rmse']:.3f}" and mean[2].startswith(f"{rows[-3]['crps']:.3f} [")
-    (tmp_path / "README.md").write_text("no marks", encoding="utf-8")
-    done = subprocess.run(command, input=paste, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode and "expected <!-- scores radar_x40 -->" in done.stderr
 
 
 # ---------------------------------------------------------------- pictures

@@ -1,0 +1,194 @@
+"""What the scripts of jobs/ print and write beside the numbered stages: missing packages, and tables of scores.
+
+Reads   scores.csv of stages 3 and 4; for the ablation also each checkpoint beside its folder
+Writes  the tables of Data/SavedModels/README.md and the figures of both READMEs (`readme` alone; the others print)
+
+    python jobs/report.py packages torch xarray
+    python jobs/report.py quickstart Data/Sample/DataResults
+    python jobs/report.py ablation scratch/ablation
+    python jobs/report.py readme scratch/results radar_x100 radar_x40
+
+Runs with the standard library alone, since it is what says that a package is missing; `ablation` loads PyTorch.
+"""
+
+import argparse
+import csv
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+READMES = "README.md", "README.zh-CN.md"  # one line a case, its figures in the same columns
+DETAILS = "Data/SavedModels/README.md"  # a whole table a case, between marks
+SUMMARY = "crps", "lsd_db", "p999_ratio", "conservation_mm"  # columns of the READMEs' one table
+METHODS = "bilinear", "RainFARM", "ensemble"  # in each of its cells, ours last
+COLUMNS = (
+    "",
+    "RMSE",
+    "CRPS [95 %]",
+    "Q-Q RMSE",
+    "P99",
+    "P99.9",
+    "spectrum, dB",
+    "FSS {}",
+    "S, A, L",
+    "spread/skill",
+    "block means",
+)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        args.report(args)
+    except (OSError, LookupError, ValueError) as fault:
+        sys.exit(f"error: {fault}")
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    reports = parser.add_subparsers(title="reports", required=True, metavar="REPORT")
+
+    def add(name, report, words):
+        sub = reports.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.")
+        sub.set_defaults(report=report)
+        return sub
+
+    sub = add("packages", report_packages, "end with 1 and one line where Python packages are missing")
+    sub.add_argument("names", nargs="+", metavar="NAME", help="a package as it is imported, such as netCDF4")
+    sub.add_argument(
+        "--advice",
+        metavar="WORDS",
+        default="install the rest: bash jobs/environment.sh, or pip install -r requirements.txt",
+        help="what the line tells the reader to do (default: %(default)s)",
+    )
+    sub = add("quickstart", report_quickstart, "print the scores of the quickstart's evaluation days and forecasts")
+    sub.add_argument(
+        "folder", type=Path, help="the folder of ResultEval and ResultObj, such as Data/Sample/DataResults"
+    )
+    sub = add("ablation", report_ablation, "print one Markdown row for each trained variant")
+    sub.add_argument("folder", type=Path, help="the folder of NAME.pth and NAME/scores.csv, such as scratch/ablation")
+    sub = add("readme", report_readme, f"put scores into {DETAILS} and the two READMEs of the current folder")
+    sub.add_argument("folder", type=Path, help="the folder of CASE/scores.csv, such as scratch/results")
+    sub.add_argument("cases", nargs="+", metavar="CASE", help="a table to replace, such as radar_x40")
+    return parser.parse_args(argv)
+
+
+def read_scores(path):
+    """The rows of a scores.csv by name, in its order: {name: {column: text}}."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+def figure(row, key):
+    """One score as the tables show it; empty where it is undefined."""
+    value = float(row[key])
+    if value != value:
+        return ""
+    if key == "conservation_mm":
+        return f"{value:.0e}" if value < 0.01 else f"{value:.1f}"
+    return f"{value:.2f}" if key in ("p99_ratio", "p999_ratio", "lsd_db", "spread_skill") else f"{value:.3f}"
+
+
+# ---------------------------------------------------------------- packages, quickstart, ablation
+
+
+def report_packages(args):
+    missing = [name for name in args.names if not importlib.util.find_spec(name)]
+    if missing:
+        sys.exit(f"error: {sys.executable} lacks {', '.join(missing)}; {args.advice}")
+
+
+def report_quickstart(args):
+    scores = read_scores(args.folder / "ResultEval/scores.csv")
+    columns = "crps", "rmse", "qq_rmse", "p999_ratio", "lsd_db", "conservation_mm"
+    print("Evaluation days of the GENERATED sample (not observations), x100 against its 0.01 degree truth, mm:")
+    print(" " * 16 + "".join(f"{key:>17s}" for key in columns))
+    for name, words in (("bilinear", "bilinear"), ("ensemble mean", "ours, mean"), ("ensemble", "ours, members")):
+        print(f"{words:16s}" + "".join(f"{float(scores[name][key]):17.3g}" for key in columns))
+    print("(crps of one field is its mean absolute error; p999_ratio is best at 1, the others at 0)")
+    for name, row in read_scores(args.folder / "ResultObj/scores.csv").items():
+        sr, reference, qq = (float(row[key]) for key in ("mean_sr", "mean_reference", "qq_rmse"))
+        print(f"forecasts x40, {name}: mean {sr:.2f} against {reference:.2f} mm, Q-Q RMSE {qq:.2g} mm")
+
+
+def report_ablation(args):
+    import torch
+
+    print("\n| | weights | steps | CRPS | spectrum, dB | P99.9 | spread/skill | block means |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for path in sorted(args.folder.glob("*/scores.csv")):
+        state = torch.load(path.parent.with_suffix(".pth"), map_location="cpu", weights_only=True)
+        weights = sum(tensor.numel() for tensor in state["generator"].values()) / 1e6
+        row, name = read_scores(path)["ensemble"], path.parent.name
+        keys = "crps", "lsd_db", "p999_ratio", "spread_skill", "conservation_mm"
+        scores = " | ".join(f"{float(row[key]):.3g}" for key in keys)
+        print(f"| {name} | {weights:.2f} M | {state['step']} | {scores} |")
+
+
+# ---------------------------------------------------------------- READMEs
+
+
+def report_readme(args):
+    found = {case: read_scores(args.folder / case / "scores.csv") for case in args.cases}
+    made = {DETAILS: with_tables(DETAILS, found)} | {name: with_summary(name, found) for name in READMES}
+    for name, text in made.items():  # all of them were made, so none is left behind
+        Path(name).write_text(text, encoding="utf-8")
+        print(f"put {len(found)} case(s) into {name}")
+
+
+def with_tables(path, found):
+    """The text of a file with the table of each case between `<!-- scores CASE -->` and `<!-- end CASE -->`."""
+    text = Path(path).read_text(encoding="utf-8")
+    for case, rows in found.items():
+        first, last = f"<!-- scores {case} -->", f"<!-- end {case} -->"
+        if text.count(first) != 1 or text.count(last) != 1:
+            raise ValueError(f"{path}: expected {first} and {last} once each")
+        before, rest = text.split(first)
+        text = f"{before}{first}\n{score_table(rows)}\n{last}{rest.split(last)[1]}"
+    return text
+
+
+def with_summary(path, found):
+    """The text of a README whose line "| `CASE` | words | ... |" keeps its two first cells and gets new figures."""
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    for case, rows in found.items():
+        at = [number for number, line in enumerate(lines) if line.startswith(f"| `{case}` |")]
+        if len(at) != 1:
+            raise ValueError(f"{path}: expected one line that begins with | `{case}` |, found {len(at)}")
+        kept = lines[at[0]].split(" | ")[:2]
+        lines[at[0]] = " | ".join([*kept, *(summary_cell(rows, key) for key in SUMMARY)]) + " |"
+    return "\n".join(lines)
+
+
+def summary_cell(rows, key):
+    """One score of bilinear, RainFARM and our ensemble, which is printed bold."""
+    figures = [figure(rows[name], key) for name in METHODS]
+    return ", ".join([*figures[:-1], f"**{figures[-1]}**"])
+
+
+def score_table(rows):
+    """A Markdown table of every row of a scores.csv; FSS at the middle threshold and window."""
+    labels = [key for key in next(iter(rows.values())) if re.fullmatch(r"fss_.*px", key)]
+    fss = labels[len(labels) // 2]
+    head = [words.format(fss[4:].replace("mm_", " mm, ").replace("px", " px")) for words in COLUMNS]
+    lines = [head, ["---"] * len(head)] + [score_line(name, row, fss) for name, row in rows.items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def score_line(name, row, fss):
+    """The cells of one row; those of our own model have a bold name."""
+    low, high = (f"{float(row[f'crps_{end}']):.3f}" for end in ("low", "high"))
+    return [
+        f"**{name}**" if "ensemble" in name or "member" in name else name,
+        figure(row, "rmse"),
+        f"{figure(row, 'crps')} [{low}, {high}]",
+        *(figure(row, key) for key in ("qq_rmse", "p99_ratio", "p999_ratio", "lsd_db", fss)),
+        ", ".join(f"{float(row[f'sal_{part}']):.2f}" for part in "sal"),
+        figure(row, "spread_skill"),
+        figure(row, "conservation_mm"),
+    ]
+
+
+if __name__ == "__main__":
+    main()
