@@ -1,57 +1,43 @@
-"""Files, units, grids and pairs: everything between a NetCDF file on disk and an (lr, hr) pair.
+"""Turns canonical fields into (lr, hr) pairs: regions, the three targets, the cache, and training windows.
 
-Reads    any NetCDF file of precipitation on a regular (lat, lon) grid, the JSON lists and PreInfo.json of stage 1.
+Reads    the JSON lists and PreInfo.json of stage 1, and through reader.py the NetCDF files they name.
 Writes   only its cache of decoded fields, {data_folder}/cache/*.f32.
 
     from datasets import SRDataset
     lr, hr = SRDataset("Data/JsonPath", split="eval")[0]      # (5, 5) and (500, 500), mm, north first
 
-Cells, not points: a value is the mean of the square cell around its node. Grids are exact fractions of a degree;
-floats appear only in the coordinates that are written.
+LR is a field on coarse cells, HR the same field on fine cells. A value is the mean of the square cell around its node.
+xarray and scipy are imported where they are used, so that --help of a stage answers at once.
 """
 
 import contextlib
 import hashlib
-import inspect
 import json
 import os
-import re
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 
-import cftime
 import numpy as np
-import torch
-import xarray as xr
 
 import utils
-from utils import DataError
+from reader import UNITS, Grid, canonical, grid_of, inspect_files, ratio, read_field, stamp
+from utils import DataError, option
 
 TARGETS = ("interpolate", "coarsen", "paired")
 SPLITS = ("train", "eval", "obj")
-LR_STEPS = {"train": 1.0, "eval": 1.0, "obj": 0.4}  # degrees, what each split holds unless told otherwise
+LR_STEPS = {"train": 1.0, "eval": 1.0, "obj": 0.4}  # degrees; default cell size of the files of each list
 READER_VERSION = 2  # raise when the reader's result changes: old caches are then rebuilt
+YOUR_DATA = "your data"  # heading of these settings in --help
 
-
+# fmt: off
 __all__ = [
-    "DataConfig",
-    "Grid",
-    "PreTransforms",
-    "SRDataset",
-    "Windows",
-    "add_data_options",
-    "block_mean",
-    "data_options",
-    "inspect_files",
-    "make_pair",
-    "plan_pairs",
-    "format_region",
-    "read_field",
-    "read_lr",
+    "DataConfig", "LRField", "PreTransforms", "SRDataset", "Windows", "block_mean", "cells_of", "fill_nearest",
+    "format_region", "interpolate", "make_pair", "open_list", "parse_region", "plan_pairs", "read_lr",
 ]
+# fmt: on
 
 
 # ---------------------------------------------------------------- settings
@@ -59,32 +45,31 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What one pair is: where HR comes from, which region, which two steps (degrees). Stored in every checkpoint."""
+    """Which pairs are made: where HR comes from, the region, and the two cell sizes. Stored in every checkpoint.
 
-    target: str = "interpolate"
-    region: tuple | str = (106.0, 110.0, 26.0, 30.0)  # LONW LONE LATS LATN, or "all"
-    lr_step: float = 1.0
-    hr_step: float = 0.01
-    units: str = "auto"
+    Raises: DataError: a value that is not allowed, steps whose ratio is no whole number of 2 or more, or no region.
+    """
+
+    # fmt: off
+    target: str = option("interpolate", "where HR comes from: interpolate the LR file (no truth!), coarsen an HR file, "
+        "or paired LR and HR files", group=YOUR_DATA, choices=TARGETS)
+    region: tuple | str = option((106, 110, 26, 30), "LONW LONE LATS LATN, degrees, cell centres or cell edges, or all",
+        group=YOUR_DATA, type=str, metavar="BOUND")
+    lr_step: float = option(1.0, "LR cell size, degrees", group=YOUR_DATA, low=1e-3, high=180)
+    hr_step: float = option(0.01, "HR cell size, degrees", group=YOUR_DATA, low=1e-3, high=180)
+    units: str = option("auto", "units of files without an attribute: mm, m, cm, kg m-2, ...; auto: what stage 1 found",
+        group=YOUR_DATA, choices=("auto", *UNITS), metavar="UNIT")
+    # fmt: on
 
     def __post_init__(self):
-        if self.target not in TARGETS:
-            raise DataError(f"target {self.target!r}: expected one of {', '.join(TARGETS)}")
-        if self.units not in ("auto", *UNITS):
-            raise DataError(f"units {self.units!r}: expected auto or one of {', '.join(UNITS)}")
-        if not all(1e-3 <= step <= 180 for step in (self.lr_step, self.hr_step)):
-            raise DataError(f"lr step {self.lr_step:g} and hr step {self.hr_step:g}: expected 0.001 to 180 degrees")
-        if (ratio(self.lr_step) / ratio(self.hr_step)).denominator != 1:
-            raise DataError(f"lr step {self.lr_step:g} over hr step {self.hr_step:g}: the scale must be a whole number")
-        if self.scale < 2:
-            raise DataError(f"lr step {self.lr_step:g} and hr step {self.hr_step:g}: the scale must be 2 or more")
-        if self.region != "all":
-            west, east, south, north = map(float, self.region)
-            if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
-                raise DataError(
-                    f"region {format_region(self.region)}: expected LONW < LONE in -180..180 and LATS < LATN"
-                )
-            object.__setattr__(self, "region", (west, east, south, north))
+        object.__setattr__(self, "region", parse_region(self.region))
+        utils.check_settings(self)
+        scale = ratio(self.lr_step) / ratio(self.hr_step)
+        if scale.denominator != 1 or scale < 2:
+            raise DataError(
+                f"--lr-step {self.lr_step:g} and --hr-step {self.hr_step:g}: the scale, their ratio, must be a whole "
+                f"number of 2 or more, and is {float(scale):g}"
+            )
 
     @property
     def scale(self):
@@ -93,68 +78,47 @@ class DataConfig:
 
     @classmethod
     def for_split(cls, split, **settings):
-        """The configuration of a split: `obj` is 0.4 degree, `train` and `eval` 1 degree, unless lr_step is given."""
+        """The settings of a list: LR cells of 0.4 degree for `obj`, 1 degree for `train` and `eval`, or as given."""
         if split not in SPLITS:
             raise DataError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
-        settings = {key: value for key, value in settings.items() if value is not None}
         return cls(**{"lr_step": LR_STEPS[split], **settings})
 
 
-def add_data_options(parser, lr_words):
-    """The fields of DataConfig as options: --target, --region, --lr-step (lr_words: its default), --hr-step, --units."""
-    config = DataConfig()
-    parser.add_argument(
-        "--target",
-        choices=TARGETS,
-        default=config.target,
-        help="where HR comes from: interpolate the LR file (no truth!), coarsen an HR file, or paired LR and HR files "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--region",
-        nargs="+",
-        default=config.region,
-        metavar="BOUND",
-        help=f"LONW LONE LATS LATN in degrees, cell centres or cell edges, or all (default: {format_region(config.region)})",
-    )
-    parser.add_argument("--lr-step", type=float, metavar="X", help=f"LR cell size, degrees (default: {lr_words})")
-    parser.add_argument(
-        "--hr-step",
-        type=float,
-        metavar="X",
-        default=config.hr_step,
-        help="HR cell size, degrees (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--units",
-        metavar="UNIT",
-        default=config.units,
-        help="units of files without an attribute: mm, m, cm, kg m-2, ... (default: %(default)s, what stage 1 found)",
-    )
+def parse_region(region):
+    """Check a region, as typed or stored: "all" (also as a list of one), or (LONW, LONE, LATS, LATN) as floats.
+
+    Raises: DataError: other than four numbers, or bounds that are no region on the globe.
+    """
+    if isinstance(region, str):
+        region = region.split()
+    if list(region) == ["all"]:
+        return "all"
+    words = f"--region {' '.join(map(str, region))}"
+    try:
+        west, east, south, north = map(float, region)
+    except (TypeError, ValueError):
+        raise DataError(f"{words}: expected LONW LONE LATS LATN, or all") from None
+    if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
+        raise DataError(f"{words}: expected LONW < LONE in -180..180 and LATS < LATN in -90..90")
+    return west, east, south, north
 
 
-def data_options(args):
-    """What add_data_options took, as fields of DataConfig; lr_step is None where it was not typed."""
-    typed = {name: getattr(args, name) for name in ("target", "lr_step", "hr_step", "units")}
-    return {**typed, "region": utils.parse_region(args.region)}
-
-
-# ---------------------------------------------------------------- grids
+# ---------------------------------------------------------------- regions
 
 
 def format_region(region):
-    """`106 110 26 30`, as it is typed."""
+    """A region as it is typed, `106 110 26 30` or `all`."""
     return region if isinstance(region, str) else " ".join(f"{float(v):g}" for v in region)
 
 
 def resolve_region(grid, config):
-    """The LR cells that a region names in a file's grid.
+    """Find the LR cells that a region covers in a file's grid.
 
-    Bounds may be cell centres of the file (the cells named are included whole), its cell edges, or centres of LR cells,
-    tried in this order; the first that holds whole LR cells wins.
+    The bounds may be cell centres of the file (these cells are included whole), its cell edges, or centres of LR cells.
+    They are tried in this order, and the first meaning that gives whole LR cells is taken.
 
-    Returns: (Grid of LR cells, how the bounds were read).
-    Raises: DataError: none fits (names the nearest region that does), or the file does not cover it.
+    Returns: (Grid of LR cells, what the bounds were taken for, in words).
+    Raises: DataError: none gives whole LR cells (names the nearest region that does), or the file does not cover it.
     """
     step = ratio(config.lr_step)
     if config.region == "all":
@@ -174,20 +138,21 @@ def resolve_region(grid, config):
         if rows.denominator == 1 == cols.denominator and (on_file or not lattice):
             if not grid.holds(lr):
                 raise DataError(
-                    f"region {format_region(config.region)} (cells over {lr.extent}) is not inside the file, which covers "
-                    f"{grid.extent}; give another --region, or all"
+                    f"region {format_region(config.region)} (cells over {lr.extent}) is not inside the file, which "
+                    f"covers {grid.extent}; give another --region, or all"
                 )
             return lr, words
     raise DataError(
-        f"region {format_region(config.region)} holds no whole number of {config.lr_step:g} degree cells of a file over "
-        f"{grid.extent} at {float(grid.step):g} degree; the nearest that does: --region {nearest_region(grid, config)}"
+        f"region {format_region(config.region)} holds no whole number of {config.lr_step:g} degree cells of a file "
+        f"over {grid.extent} at {float(grid.step):g} degree; the nearest that does: --region "
+        f"{nearest_region(grid, config)}"
     )
 
 
 def nearest_region(grid, config):
-    """Bounds near the given ones that hold whole LR cells of the file, as typed."""
+    """The region nearest to the one in `config` that holds whole LR cells of the file, as it is typed."""
     step, unit = ratio(config.lr_step), min(grid.step, ratio(config.lr_step))
-    half = step / 2 if grid.step > step else 0  # below the file's step only LR centres are read
+    half = step / 2 if grid.step > step else 0  # LR cells finer than the file's: bounds are LR centres
     west, east, south, north = map(ratio, config.region)
 
     def fit(low, high, first, last):
@@ -198,27 +163,22 @@ def nearest_region(grid, config):
     return format_region((*fit(west, east, grid.west, grid.east), *fit(south, north, grid.south, grid.north)))
 
 
-# ---------------------------------------------------------------- the one reader
-
-
-# ---------------------------------------------------------------- units and values
-
-
-# ---------------------------------------------------------------- pairs
+# ---------------------------------------------------------------- fields on other cells
 
 
 def block_mean(field, factor):
-    """Mean of the valid pixels of factor x factor blocks; missing where fewer than half are valid.
+    """Mean of the valid pixels of each block of factor x factor; missing where fewer than half are valid.
 
     Args: field (..., H, W), mm, NaN = missing; factor divides H and W.
-    Returns: (..., H / factor, W / factor), mm, in the precision of `field`.
+    Returns: (..., H / factor, W / factor), mm, in the precision of `field`; sums are taken in float64.
     Raises: ValueError: a side is not a multiple of factor.
     """
     *lead, h, w = field.shape
     if h % factor or w % factor:
         raise ValueError(f"block_mean: field is {h} x {w}, not a multiple of {factor}")
     blocks = field.reshape(*lead, h // factor, factor, w // factor, factor)
-    mean = blocks.mean((-3, -1), dtype="float64")
+    mean = blocks.reshape(*lead, h // factor, factor, w).sum(-2, dtype="float64")  # rows first: half the time
+    mean = mean.reshape(*lead, h // factor, w // factor, factor).sum(-1) / factor**2
     if np.isnan(mean).any():
         share = np.isfinite(blocks).mean((-3, -1))
         total = np.nansum(blocks, (-3, -1), dtype="float64") / factor**2
@@ -226,77 +186,13 @@ def block_mean(field, factor):
     return mean.astype(np.result_type(field, "float32"))
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How files on one grid become pairs. `kind` is what the file is: `lr`, `hr`, or `coarser` than LR.
-
-    `hr` is the grid of every output: the LR cells refined, or with region `all` the whole file, where pixels of an
-    incomplete LR cell at the south and east edges are missing.
-    """
-
-    source: Grid
-    lr: Grid
-    hr: Grid
-    kind: str
-    words: str
-    config: DataConfig
-
-    @property
-    def origin(self):
-        """(row, column) of the first LR cell, counted from the pole and from 180 W: the same cell whatever the region."""
-        return int((90 - self.lr.north) / self.lr.step), int((self.lr.west + 180) / self.lr.step)
-
-    @cached_property
-    def core(self):
-        """The HR cells under LR cells."""
-        return self.lr.refine(self.config.scale)
-
-
-@lru_cache(maxsize=64)
-def plan_pairs(grid, config):
-    """The Plan of a file's grid under the step rule.
-
-    Raises: DataError: the file's step is neither lr_step nor hr_step (nor coarser, with `interpolate`), or the region
-        does not fit.
-    """
-    kind = {ratio(config.lr_step): "lr", ratio(config.hr_step): "hr"}.get(grid.step)
-    if kind is None and grid.step > ratio(config.lr_step) and config.target == "interpolate":
-        kind = "coarser"
-    if kind is None:
-        raise DataError(
-            f"the file's step is {float(grid.step):g} degree; target {config.target} with --lr-step {config.lr_step:g} --hr-step "
-            f"{config.hr_step:g} takes files at one of these two steps"
-            + (" or coarser" if config.target == "interpolate" else "")
-            + f"; a model for such files: {_fitting_command(grid, config)}"
-        )
-    lr, words = resolve_region(grid, config)
-    hr = lr.refine(config.scale)
-    if config.region == "all":
-        hr = grid.coarsen(ratio(config.hr_step))
-    return Plan(grid, lr, hr, kind, words, config)
-
-
-def _fitting_command(grid, config):
-    """The 2train.py command of a model that takes files of this grid: as LR where a whole scale allows it, else as HR."""
-    step, hr = grid.step, ratio(config.hr_step)
-    if step <= hr or (step / hr).denominator != 1:
-        hr = step if step <= hr else step / max(2, round(step / hr))
-    lr = step if step > hr else step * max(2, round(ratio(config.lr_step) / step))
-    return f"python 2train.py --target {config.target} --lr-step {float(lr):g} --hr-step {float(hr):g}"
-
-
-@lru_cache(maxsize=4096)
-def _window(grid, other):
-    """grid.window(other), remembered: windows are drawn by the thousand."""
-    return grid.window(other)
-
-
 @lru_cache(maxsize=64)
 def _places(source, out):
-    """Where the cell centres of `out` lie between those of `source`, the last value held beyond the edge.
+    """Weights of the bilinear interpolation from grid `source` to grid `out`; the last value holds beyond the edge.
 
-    Returns: (above, down, left, across): for rows the index of the centre before each, and float32 weights (H, 2) of it
-        and the next; for columns the index, and the weights as a matrix (W, w) from the first index on.
+    Returns: (above, down, left, across): for each row of `out` the index of the source row above its centre, and the
+        weights (H, 2) of that row and the next; for each column the index of the source column to the left, and the
+        weights as a matrix (W, w), whose first column is source column left[0]. Weights are float32.
     """
 
     def axis(first, count, out_first, out_count):
@@ -315,10 +211,10 @@ def _places(source, out):
 
 
 def interpolate(field, source, out, rows=slice(None), cols=slice(None)):
-    """Bilinear interpolation between cell centres; a pixel is missing where the cell that holds it is.
+    """Interpolate a field bilinearly between its cell centres; a pixel is missing where the cell around it is.
 
-    Args: field (h, w) on grid `source`. out: Grid inside it. rows, cols: the part of `out` to make.
-    Returns: (H, W) float32 on that part.
+    Args: field (h, w) on grid `source`. out: finer Grid inside it. rows, cols: the part of `out` that is wanted.
+    Returns: (H, W), float32, on that part.
     """
     above, down, left, across = _places(source, out)
     above, down, across = above[rows], down[rows], across[cols]
@@ -335,9 +231,10 @@ def interpolate(field, source, out, rows=slice(None), cols=slice(None)):
 
 
 def _between(part, above, down, across):
-    """`part` at `down` between its rows above and above + 1, and at `across` between its columns.
+    """Apply the weights of _places: `down` to rows above and above + 1 of `part`, `across` to its columns.
 
-    Strip by strip of the rows between the same two: so small a product stays in the processor's cache and in this thread.
+    The output rows between the same two rows of `part` are made together: such a small matrix product stays in the
+    processor's cache and in this thread.
     """
     along = part @ across.T
     made = np.empty((len(above), len(across)), "float32")
@@ -346,8 +243,92 @@ def _between(part, above, down, across):
     return made
 
 
+def fill_nearest(field):
+    """Give each missing cell the value of the nearest valid cell; 0 everywhere where no cell is valid.
+
+    Args: field (h, w), NaN = missing. Returns: (h, w), float64.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    valid = np.isfinite(field)
+    if not valid.any():
+        return np.zeros(field.shape)
+    nearest = distance_transform_edt(~valid, return_distances=False, return_indices=True)
+    return field[tuple(nearest)].astype("float64")
+
+
+# ---------------------------------------------------------------- pairs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How files on one grid become pairs: which cells are LR, which are HR, and which of them the file holds.
+
+    source: the file's grid. lr: the LR cells of the region. hr: the HR cells of every output, which refine the LR
+    cells; with region `all` they are those of the whole file, and pixels of an incomplete LR cell at its south and
+    east edges are missing. kind: what the file holds, `lr`, `hr` or cells `coarser` than LR. words: what the bounds of
+    the region were taken for.
+    """
+
+    source: Grid
+    lr: Grid
+    hr: Grid
+    kind: str
+    words: str
+    config: DataConfig
+
+    @property
+    def origin(self):
+        """(row, column) of the first LR cell, counted from the pole and from 180 W, so independent of the region."""
+        return int((90 - self.lr.north) / self.lr.step), int((self.lr.west + 180) / self.lr.step)
+
+    @cached_property
+    def core(self):
+        """The HR cells under LR cells."""
+        return self.lr.refine(self.config.scale)
+
+
+@lru_cache(maxsize=64)
+def plan_pairs(grid, config):
+    """Decide how files on this grid become pairs: the Plan.
+
+    Raises: DataError: the file's step is neither lr_step nor hr_step (nor coarser, with `interpolate`), or the region
+        does not fit.
+    """
+    kind = {ratio(config.lr_step): "lr", ratio(config.hr_step): "hr"}.get(grid.step)
+    if kind is None and grid.step > ratio(config.lr_step) and config.target == "interpolate":
+        kind = "coarser"
+    if kind is None:
+        raise DataError(
+            f"the file's step is {float(grid.step):g} degree; target {config.target} with --lr-step "
+            f"{config.lr_step:g} --hr-step {config.hr_step:g} takes files at one of these two steps"
+            + (" or coarser" if config.target == "interpolate" else "")
+            + f"; a model for such files: {_fitting_command(grid, config)}"
+        )
+    lr, words = resolve_region(grid, config)
+    hr = lr.refine(config.scale)
+    if config.region == "all":
+        hr = grid.coarsen(ratio(config.hr_step))
+    return Plan(grid, lr, hr, kind, words, config)
+
+
+def _fitting_command(grid, config):
+    """The 2train.py command that trains a model for files of this grid: as LR if the scale is whole, else as HR."""
+    step, hr = grid.step, ratio(config.hr_step)
+    if step <= hr or (step / hr).denominator != 1:
+        hr = step if step <= hr else step / max(2, round(step / hr))
+    lr = step if step > hr else step * max(2, round(ratio(config.lr_step) / step))
+    return f"python 2train.py --target {config.target} --lr-step {float(lr):g} --hr-step {float(hr):g}"
+
+
+@lru_cache(maxsize=4096)
+def _window(grid, other):
+    """grid.window(other), kept, since training asks for it thousands of times."""
+    return grid.window(other)
+
+
 def lr_of(field, plan):
-    """LR (h, w), mm: the file's own nodes, or the block mean of HR where the file is finer or coarser than LR."""
+    """LR (h, w), mm, of a file's field: its own cells, or the block mean of HR where its cells are finer or coarser."""
     if plan.kind == "lr":
         return np.array(field[_window(plan.source, plan.lr)], "float32")
     if plan.kind == "hr":
@@ -356,26 +337,36 @@ def lr_of(field, plan):
 
 
 def hr_of(field, plan):
-    """HR (H, W), mm, on plan.hr: the file itself where it is HR, its interpolation with `interpolate`, else None."""
+    """HR (H, W), mm, of a file's field: its own cells where they are HR, with `interpolate` interpolated, else None."""
     if plan.kind == "hr":
         return np.array(field[_window(plan.source, plan.hr)], "float32")
     return interpolate(field, plan.source, plan.hr) if plan.config.target == "interpolate" else None
 
 
 def make_pair(tp, config):
-    """(lr, hr) DataArrays of one canonical field. Raises DataError where the settings give it no HR."""
+    """Make the pair (lr, hr) of one canonical field, as DataArrays.
+
+    Raises: DataError: the settings give this field no HR, or the region does not fit.
+    """
     plan = _guarded(tp.attrs["source"], plan_pairs, grid_of(tp), config)
     hr = hr_of(tp.values, plan)
     if hr is None:
-        raise DataError(
-            f"{tp.attrs['source']}: holds {float(plan.source.step):g} degree cells, so there is no truth for target {config.target}; "
-            "use target interpolate, or files at the HR step"
-        )
+        raise _no_truth(tp.attrs["source"], plan)
     return label(lr_of(tp.values, plan), plan.lr, tp, config), label(hr, plan.hr, tp, config)
 
 
+def _no_truth(name, plan):
+    """The DataError for a file of LR cells where the target needs HR from files."""
+    return DataError(
+        f"{name}: holds {float(plan.source.step):g} degree cells, so there is no truth for target "
+        f"{plan.config.target}; use files at {plan.config.hr_step:g} degree, or target interpolate"
+    )
+
+
 def label(values, grid, like, config=None):
-    """`values` on `grid` as a DataArray `tp` with the times and the source of `like`."""
+    """Make `values` on `grid` a DataArray `tp` with the times, units and source of the DataArray `like`."""
+    import xarray as xr
+
     times = {name: like.coords[name] for name in ("time", "forecast_reference_time") if name in like.coords}
     attrs = {key: like.attrs[key] for key in ("units", "source", "archive") if key in like.attrs}
     if config:
@@ -384,7 +375,7 @@ def label(values, grid, like, config=None):
 
 
 def _guarded(name, function, *args):
-    """function(*args), its DataError led by the file's name."""
+    """Call function(*args) and put the file's name before the message of its DataError."""
     try:
         return function(*args)
     except DataError as error:
@@ -392,7 +383,7 @@ def _guarded(name, function, *args):
 
 
 class PreTransforms:
-    """The pair of one DataArray, as the dataset gives it: `lr_pre, hr_pre = PreTransforms(split="train")(pre)`.
+    """Makes the pair of one DataArray, as SRDataset does: `lr_pre, hr_pre = PreTransforms(split="train")(pre)`.
 
     Args: split: train, eval or obj. settings: fields of DataConfig that differ from the split's.
     """
@@ -409,28 +400,25 @@ class PreTransforms:
 
 
 class Archive:
-    """The fields of a list, decoded once into one memory-mapped float32 file.
+    """The fields of a list, decoded once into one float32 file (the cache) that is mapped into memory.
 
-    The file's name is a digest of what it was made from (path, size, modification time, units), so a changed file
-    makes a new cache; it is written beside and renamed, so several processes may build it at once.
+    The name of the cache is a digest of what it was made from (path, size, modification time and units of each file),
+    so a changed file makes a new cache. It is written under another name and renamed, so several processes may build it
+    at once.
 
-    Args: paths: list of files. units: {path: units} of PreInfo.json. folder: where the cache lives.
+    Args: paths: list of files. units: {path: units} of PreInfo.json, or one for all. folder: where the cache is kept.
+        name: what its file name begins with.
     """
 
     def __init__(self, paths, units, folder, name):
         self.paths = list(paths)
         units = _units_for(self.paths, units)
-        key = json.dumps(
-            [
-                READER_VERSION,
-                [[p, *_stamp(p), units[p]] for p in map(_existing, self.paths)],
-            ]
-        )
+        key = json.dumps([READER_VERSION, [[p, *stamp(p), units[p]] for p in map(_existing, self.paths)]])
         stem = Path(folder) / "cache" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         self.index, self.data = _load_cache(stem, len(self.paths)) or self._build(stem, units)
 
     def _build(self, stem, units):
-        """Decode file by file straight into the cache: memory holds one field, however long the list."""
+        """Decode file by file into the cache, so that memory holds one field, however long the list is."""
         part = utils.part_of(stem.with_suffix(".f32"))
         try:
             stem.parent.mkdir(parents=True, exist_ok=True)
@@ -440,10 +428,7 @@ class Archive:
             with part.open("wb") as file:
                 index = self._decode(units, f"decoding into {stem.parent}", file.write)
                 file.flush(), os.fsync(file.fileno())  # or a crash could leave zeros under the final name
-            quicker = _load_cache(
-                stem, len(self.paths)
-            )  # another process made it, and others may be reading it on a shared disk
-            if quicker:
+            if quicker := _load_cache(stem, len(self.paths)):  # of another process; a third may be reading it
                 return quicker
             os.replace(part, stem.with_suffix(".f32"))
         except OSError as error:
@@ -458,7 +443,10 @@ class Archive:
         return _load_cache(stem, len(self.paths))
 
     def _decode(self, units, words, write):
-        """Give each field's bytes to `write`; returns the index: where each begins, its grid, attributes and times."""
+        """Decode every file, hand its bytes to `write`, and return the index.
+
+        Returns: for each file where its bytes begin, its grid, attributes and times; plain values.
+        """
         index, offset = [], 0
         for path in utils.progress(self.paths, words):
             tp = read_field(path, units[path])
@@ -474,21 +462,23 @@ class Archive:
 
     @cached_property
     def grids(self):
-        """One Grid a file."""
+        """The Grid of each file."""
         return [Grid(*map(Fraction, r["grid"][:3]), *map(int, r["grid"][3:])) for r in self.index]
 
     def values(self, i):
-        """(H, W) float32, mm, a view on the cache."""
+        """Values of file i, (H, W), float32, mm; a view of the cache."""
         grid, start = self.grids[i], self.index[i]["offset"]
         return self.data[start : start + grid.rows * grid.cols].reshape(grid.shape)
 
     def identity(self, i):
-        """File i in words: name, size, date and the units it is read in."""
-        size, mtime_ns = _stamp(self.paths[i])
+        """What identifies file i: its name, size, modification time and units, as text."""
+        size, mtime_ns = stamp(self.paths[i])
         return f"{Path(self.paths[i]).name} {size} {mtime_ns} {self.index[i]['attrs']['units_in_file']}"
 
     def field(self, i):
         """File i as a canonical DataArray."""
+        import xarray as xr
+
         record, grid = self.index[i], self.grids[i]
         times = {name: np.datetime64(value, "ns") for name, value in record["times"].items()}
         return xr.DataArray(
@@ -497,15 +487,17 @@ class Archive:
 
 
 def _existing(path):
+    """The path itself. Raises DataError where no such file exists."""
     if not os.path.isfile(path):
         raise DataError(
-            f"{path}: is in the list but not on disk; run 1create_data_lists.py again, from the folder the list was made in"
+            f"{path}: is in the list but not on disk; run 1create_data_lists.py again, from the folder the list was "
+            "made in"
         )
     return path
 
 
 def _load_cache(stem, count):
-    """(index, memory map) of a complete cache of so many files, else None."""
+    """(index, memory map) of the cache at `stem`, or None where it does not hold `count` whole fields."""
     try:
         index = json.loads(stem.with_suffix(".json").read_text())
         data = np.memmap(stem.with_suffix(".f32"), np.float32, "r").view(np.ndarray)
@@ -516,7 +508,10 @@ def _load_cache(stem, count):
 
 
 def _units_for(paths, known):
-    """{path: units}: as stage 1 found them; of files it did not see, decided here from all."""
+    """{path: units} of all files: as stage 1 found them, or, where it did not see one, decided here from all of them.
+
+    Args: known: {path: units} of stage 1, or one for all.
+    """
     if isinstance(known, str):
         return dict.fromkeys(paths, known)
     if all(path in known for path in paths):
@@ -528,78 +523,88 @@ def _units_for(paths, known):
 
 
 def open_list(data_folder, split, part="lr", units="auto"):
-    """The Archive of one list of stage 1; part `hr` is the truth of paired entries, None where the list has none."""
+    """Open one list of stage 1 as an Archive; part `hr` is the truth of paired entries, None where there is none."""
     entries, info = utils.read_list(data_folder, split), utils.read_info(data_folder)
     paths = [entry[part] if isinstance(entry, dict) else entry if part == "lr" else None for entry in entries]
     if None in paths:
         return None
-    found = info.get("files", {})
-    own = (
-        f"{split}_hr" if part == "hr" else split
-    )  # last: a file in several lists may have been listed with other --units
-    records = [r for key in sorted(found, key=lambda key: key == own) for r in found[key] if r["units"]]
-    known = {r["path"]: r["units"] for r in records if not _rewritten(r)}
-    return Archive(
-        [Path(p).as_posix() for p in paths], known if units == "auto" else units, data_folder, f"{split}_{part}"
-    )
+    paths = [Path(path).as_posix() for path in paths]
+    if units == "auto":
+        units = _units_found(info.get("files", {}), f"{split}_hr" if part == "hr" else split)
+    return Archive(paths, units, data_folder, f"{split}_{part}")
+
+
+def _units_found(found, own):
+    """{path: units} that stage 1 found, without files that have changed since and whose attribute gave the units.
+
+    A file may be in several lists, listed with other --units: the list `own` decides.
+    """
+    records = [record for name in sorted(found, key=lambda name: name == own) for record in found[name]]
+    return {record["path"]: record["units"] for record in records if record["units"] and not _rewritten(record)}
 
 
 def _rewritten(record):
-    """True where a file whose attribute said its units is no longer the file that stage 1 saw."""
-    if record.get("units_from") != "attribute" or not os.path.isfile(
-        record["path"]
-    ):  # an absent one is told where it is opened
+    """True where a file whose attribute gave its units has changed since stage 1 saw it."""
+    path = record["path"]
+    if record.get("units_from") != "attribute" or not os.path.isfile(path):  # a lost file is named where it is opened
         return False
-    return (record.get("size"), record.get("mtime_ns")) != _stamp(record["path"])
+    return (record.get("size"), record.get("mtime_ns")) != stamp(path)
 
 
-def read_lr(data_folder, split, config, state=None):
-    """The LR fields of a list, as LRField objects, and nothing else: HR ends here.
+def read_lr(data_folder, split, config, region_cells=None):
+    """The LR fields of a list, as LRField objects; no HR is read.
 
-    Args: state: the checkpoint, where its generator may be tied to one region.
-    Raises: DataError: a file that the step rule or the region refuses, before the first is made.
+    Args: region_cells: the LR cells that the generator is tied to (see cells_of), as its checkpoint stores them; None:
+        it works anywhere.
+    Raises: DataError: a file that the step rule or the region refuses, before any field is decoded.
     """
     archive = open_list(data_folder, split, units=config.units)
-    plans = [_guarded(path, plan_pairs, grid, config) for path, grid in zip(archive.paths, archive.grids, strict=True)]
-    tied = (state or {}).get("region_cells")
-    for path, plan in zip(archive.paths, plans, strict=True):
-        if tied and cells_of(plan.lr) != list(tied):
+    fields = [LRField(archive, i, plan) for i, plan in enumerate(_plans(archive, config))]
+    for path, field in zip(archive.paths, fields, strict=True):
+        if region_cells and cells_of(field.plan.lr) != list(region_cells):
+            north, west, rows, cols = region_cells
             raise DataError(
-                f"{path}: the generator is tied to the region it was trained on ({tied[2]} x {tied[3]} cells from {tied[0]} N, "
-                f"{tied[1]} E), not to {plan.lr.extent}; leave --region out, or train without position channels"
+                f"{path}: the generator is tied to the region it was trained on ({rows} x {cols} cells from {north} N, "
+                f"{west} E), not to {field.plan.lr.extent}; leave --region out, or train without position channels"
             )
-    return [LRField(archive, i, plan) for i, plan in enumerate(plans)]
+    return fields
+
+
+def _plans(archive, config):
+    """The Plan of each file. Raises DataError, with the file's name, where one does not fit the settings."""
+    return [_guarded(path, plan_pairs, grid, config) for path, grid in zip(archive.paths, archive.grids, strict=True)]
 
 
 def cells_of(grid):
-    """A grid in plain values, as a checkpoint that is tied to one region keeps it."""
+    """The edges and size of a grid as plain values [north, west, rows, cols], for a checkpoint tied to one region."""
     return [str(grid.north), str(grid.west), grid.rows, grid.cols]
 
 
 class LRField:
-    """One LR field of a list, decoded when it is asked for: index, plan, values() -> DataArray."""
+    """One LR field of a list: its index in the list, its Plan, and its values when they are asked for."""
 
     def __init__(self, archive, index, plan):
         self.archive, self.index, self.plan = archive, index, plan
 
     @property
     def identity(self):
-        """What the field is made from, in words: file, its size, date and units, and the LR cells taken."""
+        """What identifies the field: its file (see Archive.identity) and the cells that are taken, as text."""
         return f"{self.archive.identity(self.index)} {self.plan.lr} {self.plan.hr}"
 
     def values(self):
+        """The field as a DataArray `tp` (lat, lon), mm."""
         return label(lr_of(self.archive.values(self.index), self.plan), self.plan.lr, self.archive.field(self.index))
 
 
-class SRDataset(torch.utils.data.Dataset):
-    """Pairs of one list of stage 1.
+class SRDataset:
+    """The (lr, hr) pairs of one list of stage 1; a map-style dataset, which torch's DataLoader takes as it is.
 
     Args: data_folder: where the lists are. split: train, eval or obj. dataarray: give DataArrays instead of arrays.
         settings: fields of DataConfig that differ from the split's (target, region, lr_step, hr_step, units).
     Item: (lr (h, w), hr (H, W)), float32, mm, north first, NaN = missing.
     """
 
-    LINES = 12  # looked at each way to judge how wet a place is
+    LINES = 12  # rows and columns of a rectangle that are sampled to estimate its mean rain
 
     def __init__(self, data_folder, split, dataarray=False, **settings):
         self.config, self.dataarray, self.split = DataConfig.for_split(split, **settings), dataarray, split
@@ -607,55 +612,52 @@ class SRDataset(torch.utils.data.Dataset):
         self.truth = open_list(data_folder, split, "hr", self.config.units)
         if self.config.target == "paired" and self.truth is None:
             raise DataError(
-                f"{data_folder}: the {split} list holds no pairs; give stage 1 --{split}-folders and --{split}-hr-folders"
+                f"{data_folder}: the {split} list holds no pairs; give stage 1 --{split}-folders and "
+                f"--{split}-hr-folders"
             )
-        self.plans = [
-            _guarded(p, plan_pairs, g, self.config) for p, g in zip(self.files.paths, self.files.grids, strict=True)
-        ]
+        self.plans = _plans(self.files, self.config)
 
     def __len__(self):
         return len(self.files)
 
     def identity(self, i):
-        """What pair i is made from, in words."""
+        """What identifies pair i: its files and how they become a pair, as text."""
         files = [self.files] if self.truth is None else [self.files, self.truth]
         return f"{' '.join(archive.identity(i) for archive in files)} {self.plans[i]}"
 
     def _truth(self, i, grid):
-        """HR of file i on `grid`, as a view where a file holds it, else None (it is then an interpolation)."""
+        """HR of file i on `grid`, a view of what a file holds; None where HR is an interpolation of LR."""
         plan = self.plans[i]
         if self.truth is not None:
             return self.truth.values(i)[_guarded(self.truth.paths[i], _window, self.truth.grids[i], grid)]
         if plan.kind == "hr":
             return self.files.values(i)[_window(plan.source, grid)]
         if self.config.target != "interpolate":
-            raise DataError(
-                f"{self.files.paths[i]}: holds {float(plan.source.step):g} degree cells, so there is no truth for target "
-                f"{self.config.target}; use files at {self.config.hr_step:g} degree, or target interpolate"
-            )
+            raise _no_truth(self.files.paths[i], plan)
         return None
 
     def hr(self, i):
-        """HR of file i on plan.hr, float32 (H, W)."""
+        """HR of file i on plan.hr, (H, W), float32, mm."""
         plan, values = self.plans[i], self._truth(i, self.plans[i].hr)
-        return (
-            interpolate(self.files.values(i), plan.source, plan.hr) if values is None else np.array(values, "float32")
-        )
+        if values is None:
+            return interpolate(self.files.values(i), plan.source, plan.hr)
+        return np.array(values, "float32")
 
     def crop(self, i, rows, cols):
-        """HR of file i on these rows and columns of the LR cells' area, plan.core (slices; pixel numbers where it is interpolated);
-        float32, maybe a view."""
+        """HR of file i on these rows and columns of plan.core, float32, mm; may be a view.
+
+        Args: rows, cols: slices, or, where HR is an interpolation, also arrays of pixel numbers.
+        """
         plan, values = self.plans[i], self._truth(i, self.plans[i].core)
-        return (
-            interpolate(self.files.values(i), plan.source, plan.core, rows, cols)
-            if values is None
-            else values[rows, cols]
-        )
+        if values is None:
+            return interpolate(self.files.values(i), plan.source, plan.core, rows, cols)
+        return values[rows, cols]
 
     def amounts(self, i, rows, cols, sides):
-        """Mean rain of rectangles in plan.core, mm, from some dozen lines each way; NaN where a pixel looked at is missing.
+        """Estimate the mean rain of rectangles in plan.core, mm, from some LINES rows and columns of each.
 
-        Args: i: file. rows, cols (n,): their north-west pixels. sides: (height, width), pixels. Returns: (n,).
+        Args: i: file. rows, cols (n,): their north-west pixels. sides: (height, width), pixels.
+        Returns: (n,); NaN where a pixel that was looked at is missing.
         """
         values = self._truth(i, self.plans[i].core)
         down, across = (np.arange(0, side, max(1, side // self.LINES)) for side in sides)
@@ -664,7 +666,7 @@ class SRDataset(torch.utils.data.Dataset):
         return values[(rows[:, None] + down)[:, :, None], (cols[:, None] + across)[:, None]].mean((1, 2))
 
     def lr(self, i):
-        """LR of file i on plan.lr, float32 (h, w)."""
+        """LR of file i on plan.lr, (h, w), float32, mm."""
         return lr_of(self.files.values(i), self.plans[i])
 
     def __getitem__(self, i):
@@ -680,18 +682,24 @@ class SRDataset(torch.utils.data.Dataset):
 
 
 class Windows:
-    """Random training windows of a dataset: LR is the block mean of HR, no pixel is missing.
+    """Random training windows of a dataset, without missing pixels.
 
-    The trunk of the network sees a whole window of LR cells; HR is given for a crop of it, so a step holds many
-    independent pieces of rain. Every draw depends on (seed, step, sample) alone: a resumed run, and any number of
-    processes, see the same windows. Places are drawn among `CANDIDATES` random ones by the root of their crop's mean: by
-    what the network is given, never by how wet HR is, which would bend p(HR | LR). Each sample's `weight` takes that
-    chance out again (importance sampling): heavy rain is seen more often, and no single storm rules a step.
-    Held out for validation (`part="valid"`): the last days of a long list, else the easternmost columns.
+    A window is a rectangle of LR cells, all of which the network sees; HR is given for a crop of it, so that a step can
+    hold many independent pieces of rain. LR is the block mean of HR, or with paired files the LR file's own cells.
+
+    Each window is one of CANDIDATES random places, drawn with probability proportional to the square root of the mean
+    rain of its crop. The network is given this mean; to draw by single wet pixels of HR would change the distribution
+    of HR given LR. The sample's `weight` is proportional to the inverse of that probability (importance sampling), so
+    that the network sees heavy rain more often, and its loss still is the mean over all places.
+
+    Every draw depends on (seed, step, sample) alone: a resumed run, and any number of processes, see the same windows.
+    Validation (`part="valid"`) takes the last days of a long list, else the easternmost columns; training the rest.
 
     Args: dataset: SRDataset. sides: (smallest, largest) side of a window in LR cells, rows and columns drawn each step;
-        None: the whole region. crop: side of the crop in LR cells, 0 for the whole window. valid_share: share held
-        out. wet: choose wet places. turn: turn and flip. amounts: largest factor on the amounts (1: none).
+        None: the whole region. crop: side of the crop in LR cells, 0 for the whole window. part: train or valid.
+        valid_share: share held out for validation. wet: prefer wet places as said above; False (calibration): every
+        place is as likely. turn: turn and flip at random; False for a fixed region (its north must stay north) and for
+        validation. amounts: rain is scaled by a random factor of at most this, either way (1: never). seed: of draws.
     """
 
     CANDIDATES, LONG_LIST = 48, 20
@@ -709,10 +717,11 @@ class Windows:
         self.smallest = tuple(min(getattr(p.lr, side) for p in dataset.plans) for side in ("rows", "cols"))
 
     def batch(self, step, size, first=0, count=None):
-        """Samples first .. first + count of the `size` samples of a step.
+        """Draw the samples first .. first + count of the `size` samples of a training step.
 
         Returns: dict of lr (n, 1, h, w), hr (n, 1, H, W), mm, float32; box (r0, r1, c0, c1), the crop in LR cells that
-            hr covers; weight (n,), what each sample's loss counts; source, the files' names.
+            hr covers; weight (n,) of each sample in the loss; source, the files' names.
+        Raises: DataError: no window without missing pixels.
         """
         rng = np.random.default_rng([self.seed, step, self.part == "valid"])
         h, w = (
@@ -731,48 +740,67 @@ class Windows:
         return {"lr": lr, "hr": hr, "box": box, "weight": weight, "source": [pair[2] for pair in drawn]}
 
     def _draw(self, step, sample, shape, box):
-        """(lr, hr of the crop, file name) of one sample."""
-        rng, s = np.random.default_rng([self.seed, step, self.part == "valid", sample]), self.scale
-        top, bottom, left, right = (n * s for n in box)
+        """(lr, hr of the crop, file name, weight) of one sample."""
+        rng = np.random.default_rng([self.seed, step, self.part == "valid", sample])
+        top, bottom, left, right = (n * self.scale for n in box)
         for _ in range(100):
-            files, rows, cols = self._places(rng, shape, self.CANDIDATES if self.wet else 1)
-            amounts = np.empty(len(files))
-            for i in np.unique(files):
-                amounts[files == i] = self.dataset.amounts(
-                    i, rows[files == i] + top, cols[files == i] + left, (bottom - top, right - left)
-                )
-            weights = np.nan_to_num(self._chance(amounts))
-            if weights.sum() == 0:
-                continue
-            chosen = rng.choice(len(files), p=weights / weights.sum())
-            i, r, c = int(files[chosen]), int(rows[chosen]), int(cols[chosen])
-            window = self.dataset.crop(i, slice(r, r + shape[0] * s), slice(c, c + shape[1] * s))
-            lines = window.reshape(shape[0], s, -1).sum(1)  # whole rows first: quicker than block by block
-            means = lines.reshape(*shape, s).sum(2) / s**2  # NaN where a pixel is missing
-            lr = means if self.dataset.truth is None else self.dataset.lr(i)[r // s :, c // s :][: shape[0], : shape[1]]
-            if np.isfinite(means).all() and np.isfinite(lr).all():
+            place = self._choose(rng, shape, (top, bottom, left, right))
+            pair = place and self._cut(*place, shape)
+            if pair:
+                lr, window = pair
                 factor = np.float32(self.amounts ** rng.uniform(-1, 1))
-                source = Path(self.dataset.files.paths[i]).name
                 hr = window[top:bottom, left:right] * factor
-                return lr * factor, hr, source, self._chance(0.5) / self._chance(hr.mean()) if self.wet else 1.0
+                weight = self._chance(0.5) / self._chance(hr.mean()) if self.wet else 1.0
+                return lr * factor, hr, Path(self.dataset.files.paths[place[0]]).name, weight
         raise DataError(
             f"no window of {shape[0]} x {shape[1]} LR cells without missing pixels in the {self.dataset.split} list; "
             "expected larger gap-free areas, or smaller windows, for example --window 2 3"
         )
 
+    def _choose(self, rng, shape, crop):
+        """Draw a place, as (file, first row, first column); None where pixels are missing in every candidate.
+
+        Args: shape: of the window, LR cells. crop: (top, bottom, left, right) of the crop in the window, pixels.
+        """
+        files, rows, cols = self._places(rng, shape, self.CANDIDATES if self.wet else 1)
+        top, bottom, left, right = crop
+        amounts = np.empty(len(files))
+        for i in np.unique(files):
+            own = files == i
+            amounts[own] = self.dataset.amounts(i, rows[own] + top, cols[own] + left, (bottom - top, right - left))
+        chances = np.nan_to_num(self._chance(amounts))
+        if chances.sum() == 0:
+            return None
+        k = rng.choice(len(files), p=chances / chances.sum())
+        return int(files[k]), int(rows[k]), int(cols[k])
+
+    def _cut(self, i, row, col, shape):
+        """(LR, HR) of the window of file i whose first pixel is (row, col); None where one of its pixels is missing."""
+        s, (h, w) = self.scale, shape
+        window = self.dataset.crop(i, slice(row, row + h * s), slice(col, col + w * s))
+        if not np.isfinite(window).all():
+            return None
+        if self.dataset.truth is None:
+            return block_mean(window, s), window
+        lr = self.dataset.lr(i)[row // s :, col // s :][:h, :w]
+        return (lr, window) if np.isfinite(lr).all() else None
+
     def _chance(self, amount):
-        """Relative chance of a place with this mean, mm; dry ones are seldom looked at."""
+        """How likely a place with this mean rain, mm, is drawn: its square root, and a little for dry places."""
         return np.sqrt(amount) + 0.01
 
     def _places(self, rng, shape, count):
-        """(files, first rows, first columns), arrays: random windows of LR cells, at any pixel where HR is real."""
+        """Draw random windows of all files: arrays (files, first rows, first columns), in pixels.
+
+        Where files hold HR a window may begin at any pixel, else at whole LR cells.
+        """
         files, draws = rng.choice(self.files, count), rng.random((count, 2))
         rooms = {i: self._room(i, shape) for i in np.unique(files).tolist()}
         rows, first, columns, unit = np.array([rooms[i] for i in files.tolist()]).T
         return files, (draws[:, 0] * rows).astype(int) * unit, (first + (draws[:, 1] * columns).astype(int)) * unit
 
     def _room(self, i, shape):
-        """Where windows of file i may begin: (rows to choose from, first column, columns to choose from, unit in pixels)."""
+        """Where windows of file i may begin: (number of rows, first column, number of columns, unit in pixels)."""
         plan = self.dataset.plans[i]
         unit = 1 if plan.kind == "hr" else self.scale
         height, width, rows, cols = (n * self.scale // unit for n in (*plan.lr.shape, *shape))
@@ -783,7 +811,7 @@ class Windows:
 
 
 def _turned(lr, hr, box, rng):
-    """A batch turned and flipped at random, its box with it: rain has no preferred direction at these scales."""
+    """Flip and transpose a batch at random, and its box with it: rain has no preferred direction at these scales."""
     r0, r1, c0, c1 = box
     h, w = lr.shape[-2:]
     if rng.random() < 0.5:

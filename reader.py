@@ -6,51 +6,45 @@ Writes   nothing.
     from reader import read_field
     tp = read_field("Data/DataEval/2023_08_01.nc")    # DataArray (lat, lon), mm, north first, west to east
 
-A value is the mean of the cell around its node. Grids are exact fractions of a degree; floats appear only in coordinates.
+A value is the mean of the square cell around its node. Grids are kept as exact fractions of a degree; floats appear
+only in coordinates. xarray and cftime are imported where files are opened, so that --help of a stage answers at once.
 """
 
-import inspect
 import os
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
-import cftime
 import numpy as np
-import xarray as xr
 
 import utils
 from utils import DataError
 
 RAIN_NAMES = ("tp", "pr", "prcp", "precip", "precipitation", "tp_sum")
 LAT_NAMES, LON_NAMES = ("lat", "latitude", "y"), ("lon", "longitude", "x")
-JUMP = 20.0  # between the maxima of files without units: more is metres beside millimetres
-PACKING_NOISE = -0.1  # mm; a little below zero is packing noise, more is a fault
+JUMP = 20.0  # ratio of neighbouring maxima of files without units: above it metres stand beside millimetres
+PACKING_NOISE = -0.1  # mm; values from here to 0 come from packing and become 0, lower ones are an error
 MAX_DAILY = 2000.0  # mm; the record for one day is 1825 mm (Foc-Foc, La Reunion, 1966)
-SINGLE = 4e-5  # degrees; what float32 loses near 360
+SINGLE = 4e-5  # degrees; rounding error of a float32 coordinate near 360
 MAX_CELLS = 1_000_000_000  # the whole globe at 0.01 degree holds 648 million; a damaged header claims more
-AS_STORED = "as stored"  # units not decided yet
-# how files are opened; no index is ever looked into, and making them takes as long as reading (an option of newer xarray)
-OPEN = {"decode_times": False, "cache": False} | dict.fromkeys(
-    {"create_default_indexes"} & set(inspect.signature(xr.open_dataset).parameters), False
-)
+AS_STORED = "as stored"  # stands for units not decided yet: the values are kept as the file stores them
 AMOUNTS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "kg m-2": 1.0}  # to mm
 RATES = {"kg m-2 s-1": 1.0, "mm s-1": 1.0, "mm h-1": 1 / 3600, "mm day-1": 1 / 86400, "m s-1": 1000.0}  # to mm / s
 UNITS = (*AMOUNTS, *RATES)
 
-__all__ = ["Grid", "UNITS", "canonical", "grid_of", "inspect_files", "read_field"]
+__all__ = ["UNITS", "Grid", "canonical", "field_times", "grid_of", "inspect_files", "ratio", "read_field", "stamp"]
 
 
 # ---------------------------------------------------------------- the one reader
 
 
 def read_field(path, units=None):
-    """Read one input file in canonical form.
+    """Read the precipitation field of one input file, whatever its layout and units.
 
-    Args: path: NetCDF file. units: what its values are in (a key of UNITS); None: its attribute, or the values where
-        they leave no doubt.
+    Args: path: NetCDF file. units: units of its values (one of UNITS); None: those of its attribute, or those decided
+        from the values where only one reading is possible.
     Returns: DataArray `tp` (lat, lon), float32, mm per accumulation, lat descending, lon ascending in [-180, 180),
         NaN = missing; scalar coordinates `time` and, for forecasts, `forecast_reference_time`; attribute `source`.
     Raises: DataError: names the file, what was found, what was expected and what to do.
@@ -60,11 +54,15 @@ def read_field(path, units=None):
 
 
 def canonical(field, path=None, units=None, dataset=None, undecided=None):
-    """One DataArray in canonical form (see read_field).
+    """Convert one DataArray to the form that read_field returns.
 
-    Args: path: gives the date where there is no time coordinate. dataset: holds time bounds. undecided: the units to
-        take where neither `units` nor an attribute says; None: from the values, where they leave no doubt.
+    Args: field: precipitation in any layout. path: its name gives the date where there is no time coordinate.
+        units: as in read_field. dataset: its variables hold the time bounds. undecided: units to take where neither
+        `units` nor an attribute gives them; None: decide them from the values.
+    Raises: DataError: as read_field.
     """
+    import xarray as xr
+
     name = str(path) if path else "the field"
     try:
         time, reference = field_times(field, path)
@@ -85,19 +83,35 @@ def canonical(field, path=None, units=None, dataset=None, undecided=None):
 
 
 def _open(path):
+    """The file as an xarray Dataset, nothing decoded but packing and missing values."""
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file; run 1create_data_lists.py again if the archive has moved")
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no ordinary file"
         raise DataError(f"{path}: {kind}, expected a NetCDF file")
+    import xarray as xr
+
     try:
-        return xr.open_dataset(path, **OPEN)
+        return xr.open_dataset(path, **_open_options())
     except Exception as error:  # every backend raises its own kinds for a damaged file
         raise _damaged(path, error) from None
 
 
+@cache
+def _open_options():
+    """Options of xr.open_dataset: no times decoded, and no index made, which takes as long as reading the values."""
+    import inspect
+
+    import xarray as xr
+
+    known = inspect.signature(xr.open_dataset).parameters
+    without_index = {"create_default_indexes": False} if "create_default_indexes" in known else {}  # newer xarray
+    return {"decode_times": False, "cache": False, **without_index}
+
+
 def _damaged(path, error):
+    """The DataError for a file that the NetCDF library cannot read."""
     words = (str(error).splitlines() or [type(error).__name__])[0][:120]
     if "\\" in str(path):
         words = "its name holds a backslash, which the NetCDF library does not open: rename it"
@@ -107,10 +121,10 @@ def _damaged(path, error):
 
 
 def _axis(field, names, standard, direction):
-    """The dimension of `field` that is latitude (or longitude), by name or by CF attributes.
+    """The dimension of `field` that is latitude (or longitude), found by its name or its CF attributes; None if absent.
 
-    A dimension whose attributes say that it is something else (a projection, a rotated pole, the other axis, radians)
-    is none, whatever its name.
+    A dimension whose attributes name something else (a projection, a rotated pole, the other axis, radians) is not
+    taken, whatever its name.
     """
     compass = ("north", "n") if direction == "Y" else ("east", "e")
     own = {f"{degree}_{d}" for degree in ("degree", "degrees") for d in compass}
@@ -133,11 +147,14 @@ def _axes(field):
 
 
 def _pick(dataset, path):
-    """The precipitation variable: one of RAIN_NAMES, or the only field on (lat, lon); what stages 3 and 4 made is no input."""
+    """The precipitation variable of a dataset, in memory: one of RAIN_NAMES, else the only field on (lat, lon).
+
+    Raises: DataError: none or several, a projected grid, too many cells, or an output of stages 3 and 4.
+    """
     if {"checkpoint", "request"} <= set(dataset.attrs):
         raise DataError(
-            f"{path}: made by stage 3 or 4 with {dataset.attrs['checkpoint']}; expected days or forecasts to work on: keep results "
-            "(--out) and inputs in folders of their own"
+            f"{path}: made by stage 3 or 4 with {dataset.attrs['checkpoint']}; expected days or forecasts to work on: "
+            "keep results (--out) and inputs in folders of their own"
         )
     named = [name for name in dataset.data_vars if name.lower() in RAIN_NAMES]
     fields = [name for name, var in dataset.data_vars.items() if None not in _axes(var) and var.dtype.kind in "fiu"]
@@ -155,7 +172,7 @@ def _pick(dataset, path):
             raise DataError(
                 f"{path}: {found[0]} has {dict(field.sizes)}; expected one day, at most {MAX_CELLS:g} cells"
             )
-        try:  # damage inside shows while values are read
+        try:  # damage inside a file shows only when its values are read
             return field.load()
         except Exception as error:
             raise _damaged(path, error) from None
@@ -164,33 +181,18 @@ def _pick(dataset, path):
         or "no variable (groups are not read)"
     )
     raise DataError(
-        f"{path}: {'several' if found else 'no'} precipitation fields: found {there}; expected one of {', '.join(RAIN_NAMES)}, "
-        "or a single variable on (lat, lon); rename it, for example with ncrename or cdo -setname,tp"
+        f"{path}: {'several' if found else 'no'} precipitation fields: found {there}; expected one of "
+        f"{', '.join(RAIN_NAMES)}, or a single variable on (lat, lon); rename it, for example with ncrename or "
+        "cdo -setname,tp"
     )
 
 
 def _lay_out(field):
-    """(values (lat, lon), latitudes, longitudes), float64, north first, longitudes in [-180, 180)."""
-    lat, lon = _axes(field)
-    if lat is None or lon is None or lat not in field.coords or lon not in field.coords:
-        there = ", ".join(
-            f"{dim} ({' '.join(str(field[dim].attrs[k]) for k in ('standard_name', 'axis', 'units') if k in field[dim].attrs)})"
-            if dim in field.coords
-            else f"{dim} (no coordinate)"
-            for dim in field.dims
-        )
-        raise DataError(
-            f"{field.name or 'field'} has dimensions {there or 'none'}; expected latitude and longitude in degrees, each with a "
-            "coordinate; regrid a projected file, for example with cdo remapbil"
-        )
-    for what in (field, field[lat], field[lon]):
-        if what.dtype.kind not in "fiu":
-            raise DataError(f"{what.name} holds {what.dtype}, expected numbers")
-    extra = {dim: size for dim, size in field.sizes.items() if dim not in (lat, lon)}
-    if any(size != 1 for size in extra.values()):
-        raise DataError(
-            f"{field.name or 'field'} has {extra}; expected one field a file: split it, for example with cdo splitsel,1"
-        )
+    """Turn a field north up and west to east: (values (lat, lon), latitudes, longitudes in [-180, 180)), float64.
+
+    Raises: DataError: dimensions other than latitude and longitude, or nodes that are not ordered degrees.
+    """
+    lat, lon, extra = _dimensions(field)
     lats, lons = (np.asarray(field[dim].values, "float64") for dim in (lat, lon))
     for name, nodes, limit in (("latitude", lats, 90), ("longitude", lons, 360)):
         if not np.isfinite(nodes).all() or np.abs(nodes).max(initial=0) > limit + 1e-4:
@@ -200,21 +202,48 @@ def _lay_out(field):
     rows, cols = np.argsort(-lats, kind="stable"), np.argsort(lons, kind="stable")
     values, lats, lons = values[rows][:, cols], lats[rows], lons[cols]
     if len(lons) > 1 and lons[1] - lons[0] < 1e-6 and np.array_equal(values[:, 0], values[:, 1], equal_nan=True):
-        values, lons = values[:, 1:], lons[1:]  # a global file that holds its seam twice
+        values, lons = values[:, 1:], lons[1:]  # a global file whose first and last column are the same place
     for name, nodes, order in (("latitude", lats, rows), ("longitude", lons, cols)):
         if len(np.unique(nodes)) < len(nodes):
             raise DataError(f"{name} holds the same value twice; expected each node once")
         jumps = np.count_nonzero(np.abs(np.diff(order)) != 1)
-        if jumps > (name == "longitude"):  # one jump in longitude is a roll from 0..360
+        if jumps > (name == "longitude"):  # one jump in longitude: the file began at another meridian
             raise DataError(f"{name} is neither ascending nor descending; expected ordered nodes")
     return values, lats, lons
+
+
+def _dimensions(field):
+    """(latitude, longitude, the other dimensions, each of size 1) of a field, by name.
+
+    Raises: DataError: no latitude or longitude with a coordinate of numbers, or several fields in one.
+    """
+    lat, lon = _axes(field)
+    if lat is None or lon is None or lat not in field.coords or lon not in field.coords:
+        words = dict.fromkeys(field.dims, "no coordinate")
+        for dim in words.keys() & field.coords.keys():
+            attrs = field[dim].attrs
+            words[dim] = " ".join(str(attrs[key]) for key in ("standard_name", "axis", "units") if key in attrs)
+        there = ", ".join(f"{dim} ({about})" for dim, about in words.items())
+        raise DataError(
+            f"{field.name or 'field'} has dimensions {there or 'none'}; expected latitude and longitude in degrees, "
+            "each with a coordinate; regrid a projected file, for example with cdo remapbil"
+        )
+    for what in (field, field[lat], field[lon]):
+        if what.dtype.kind not in "fiu":
+            raise DataError(f"{what.name} holds {what.dtype}, expected numbers")
+    extra = {dim: size for dim, size in field.sizes.items() if dim not in (lat, lon)}
+    if any(size != 1 for size in extra.values()):
+        raise DataError(
+            f"{field.name or 'field'} has {extra}; expected one field a file: split it, for example with cdo splitsel,1"
+        )
+    return lat, lon, tuple(extra)
 
 
 # ---------------------------------------------------------------- times
 
 
 def field_times(field, path=None):
-    """(valid time, forecast reference time or None), from a decodable time coordinate, else the file's name.
+    """(valid time, forecast reference time or None) of a field, from its time coordinate, else from the file's name.
 
     Raises: DataError: neither gives a date.
     """
@@ -233,7 +262,10 @@ def field_times(field, path=None):
 
 
 def name_times(stem):
-    """Times in a file name: (valid, reference or None), or None. `2023_12_31_18_01_01_x` is valid in the next year."""
+    """(valid time, forecast reference time or None) that a file name gives, or None where it gives no date.
+
+    A forecast whose valid month comes before its month of issue is valid in the next year: 2023_12_31_18_01_01_x.
+    """
     parts = re.match(
         r"(\d{4})[_-](\d\d)[_-](\d\d)(?:[_-](\d\d)[_-](\d\d)[_-](\d\d)(?!\d)|[_-](\d\d)(\d\d)(?!\d))?(?!\d)", stem
     )
@@ -254,12 +286,17 @@ def name_times(stem):
 
 
 def _decode(field, name):
-    """A coordinate of one CF-encoded (or already decoded) time as datetime64, or None."""
+    """The time of a coordinate as datetime64, encoded by CF or decoded already; None where it is not one time.
+
+    Raises: DataError: an encoded time that is no date, or one outside 1678 to 2261.
+    """
     if name not in field.coords or field[name].size != 1:
         return None
     coordinate, value = field[name], field[name].values.reshape(-1)[0]
     if np.issubdtype(coordinate.dtype, np.datetime64):
         return value if not np.isnat(value) else None
+    import cftime
+
     units, calendar = str(coordinate.attrs.get("units", "")), str(coordinate.attrs.get("calendar", "standard"))
     if isinstance(value, cftime.datetime):
         date, calendar = value, value.calendar
@@ -267,7 +304,7 @@ def _decode(field, name):
         try:
             date = cftime.num2date(float(value), units, calendar)
             date.isoformat()
-            if calendar == "julian":  # of the same world, 13 days behind
+            if calendar == "julian":  # the same days under other dates, 13 days behind
                 date = date.change_calendar("standard")
         except (ValueError, OverflowError, TypeError, AttributeError):  # a missing value decodes to a masked one
             raise DataError(
@@ -280,7 +317,7 @@ def _decode(field, name):
         raise DataError(
             f"{name} is in the year {date.year}; expected 1678 to 2261, what NetCDF tools hold to the nanosecond"
         )
-    try:  # model calendars keep their date; 30 February has none
+    try:  # a date of a model calendar is kept as it stands; 30 February cannot be
         return np.datetime64(date.isoformat()[:19], "ns")
     except ValueError:
         raise DataError(
@@ -292,18 +329,19 @@ def _decode(field, name):
 
 
 def _own_units(field):
-    """The units that a field's attributes give, or None.
+    """The units that a field's attributes give, one of UNITS; None where they give none.
 
-    Raises: DataError: attributes that are not understood, or that its values or each other contradict.
+    Raises: DataError: attributes that are not understood, contradict each other, or contradict the values.
     """
     units, name = _unit_name(field.attrs.get("units")), str(field.attrs.get("standard_name", ""))
     if name and not re.search("precip|rain|snow", name):
         raise DataError(
-            f"standard_name {name} is no rain; expected precipitation; another variable, or say what it is in with --units"
+            f"standard_name {name} is no rain; expected precipitation: choose another variable, or give its units with "
+            "--units"
         )
     if units not in RATES and name.endswith(("_flux", "_rate")):
         raise DataError(
-            f"standard_name {name} is a rate, units {units or 'there are none'}; say what it is in with --units"
+            f"standard_name {name} is a rate, units {units or 'there are none'}; give its units with --units"
         )
     limit = np.ravel(field.attrs.get("valid_max", field.attrs.get("valid_range", np.inf)))[-1]
     if isinstance(limit, np.integer) and "scale_factor" in field.encoding:  # of the packed values
@@ -311,14 +349,14 @@ def _own_units(field):
     highest = np.nanmax(field.values, initial=0)
     if isinstance(limit, (int, float, np.number)) and highest > limit * (1 + 1e-6):
         raise DataError(
-            f"holds {highest:g}, above its own valid_max (or valid_range) {limit:g}; make such cells missing, for example with "
-            f"cdo setrtomiss,{limit:g},1e30"
+            f"holds {highest:g}, above its own valid_max (or valid_range) {limit:g}; make such cells missing, for "
+            f"example with cdo setrtomiss,{limit:g},1e30"
         )
     return units
 
 
 def _unit_name(text):
-    """A units attribute as a key of UNITS; None where there is none.
+    """Convert a units attribute to one of UNITS ("metres" to "m", "kg/m2" to "kg m-2"); None where it is empty.
 
     Raises: DataError: an attribute that is not understood.
     """
@@ -336,15 +374,15 @@ def _unit_name(text):
 
 
 def _summary(values):
-    """(maximum, sum, count, minimum) of the valid values, what the units of a folder are decided from."""
+    """(maximum, sum, count, minimum) of the valid values, from which the units of a folder are decided."""
     valid = values[np.isfinite(values)]
     return float(valid.max(initial=0)), float(valid.sum(dtype="float64")), int(valid.size), float(valid.min(initial=0))
 
 
 def decide_units(summaries):
-    """Units of files that carry none, from the values of all of them, where those are certain.
+    """Decide from the values of all files together whether files without units are in metres or in millimetres.
 
-    A daily total in metres stays below 2 (2,000 mm); days in millimetres of any wet place pass it.
+    A daily total in metres stays below 2 (2,000 mm); days in millimetres pass 2 wherever it rains.
 
     Args: summaries: _summary of each file.
     Raises: DataError: the values could be either.
@@ -355,39 +393,46 @@ def decide_units(summaries):
     if len(summaries) > 1 and maximum >= 0.005 and total / max(count, 1) < 0.1:
         return "m"
     raise DataError(
-        f"no units attribute, and {len(summaries)} file(s) with a maximum of {maximum:g} could be in metres or in millimetres; "
-        "say which with --units m or --units mm"
+        f"no units attribute, and {len(summaries)} file(s) with a maximum of {maximum:g} could be in metres or in "
+        "millimetres; say which with --units m or --units mm"
     )
 
 
 def _one_unit(bare):
-    """Refuse files without units whose maxima fall into two groups: metres beside millimetres, as far as values can tell.
+    """Refuse a folder where files in metres seem to stand beside files in millimetres, all without units.
 
-    Args: bare: records (path, summary). Below 1 mm in metres (or 0.001 mm) a day is dry either way.
-    Raises: DataError: names the files on both sides of the gap.
+    The sorted maxima of the files then jump from below 2 to much more. Maxima below 0.001 are not compared: such a
+    day is dry in either unit.
+
+    Args: bare: records (path, summary) of the files without units.
+    Raises: DataError: names the files on both sides of the jump.
     """
     found = sorted((record["summary"][0], record["path"]) for record in bare if record["summary"][0] >= 0.001)
     for (low, path), (high, other) in zip(found, found[1:], strict=False):
         if low < MAX_DAILY / 1000 and high >= max(JUMP * low, 0.3):
             raise DataError(
-                f"no units attribute, and maxima that jump from {low:g} ({Path(path).name}) to {high:g} ({Path(other).name}): metres "
-                "beside millimetres, or dry days? Give the files their units, for example with ncatted -a units,tp,c,c,m FILE, "
-                "or say what all are in with --units m or --units mm"
+                f"no units attribute, and maxima that jump from {low:g} ({Path(path).name}) to {high:g} "
+                f"({Path(other).name}): metres beside millimetres, or dry days? Give the files their units, for "
+                "example with ncatted -a units,tp,c,c,m FILE, or say what all are in with --units m or --units mm"
             )
 
 
 def _to_mm(values, units, dataset, path):
-    """Values in mm, checked: packing noise becomes 0, NaN stays missing.
+    """Convert values to mm and check them: packing noise becomes 0, NaN stays missing.
 
-    Raises: DataError: a cell that is infinite, more negative than packing noise or above MAX_DAILY.
+    With units AS_STORED they are only checked for being finite.
+
+    Raises: DataError: a cell that is infinite, more negative than packing noise or above MAX_DAILY; every cell missing;
+        time bounds of more than a day.
     """
     bounds = name, seconds, _ = _bounds(dataset)
     if seconds > 1.05 * 86400:
         raise DataError(
-            f"{name} span {seconds / 86400:g} days; expected a file a day (or less): cut it, as with cdo splitsel,1"
+            f"{name} span {seconds / 86400:g} days; expected a file a day (or less): cut it, for example with cdo "
+            "splitsel,1"
         )
     if units == AS_STORED:
-        mm, bad = values, np.abs(values) > 1e38  # infinite, or soon to be in float32
+        mm, bad = values, np.abs(values) > 1e38  # infinite, also once they are float32
     else:
         mm = values * (AMOUNTS[units] if units in AMOUNTS else RATES[units] * _period(units, bounds, path))
         with np.errstate(invalid="ignore"):
@@ -395,8 +440,8 @@ def _to_mm(values, units, dataset, path):
     if bad.any():
         row, col = np.argwhere(bad)[0]
         raise DataError(
-            f"row {row} from the north, column {col} from the west holds {values[row, col]:g} {units} ({bad.sum()} such cell(s)); "
-            f"expected 0 to {MAX_DAILY:g} mm, NaN for missing; "
+            f"row {row} from the north, column {col} from the west holds {values[row, col]:g} {units} ({bad.sum()} "
+            f"such cell(s)); expected 0 to {MAX_DAILY:g} mm, NaN for missing; "
             + (
                 "a code for no data? cdo setrtomiss,-1e30,-0.1 IN OUT makes it missing"
                 if values[row, col] < 0
@@ -409,7 +454,11 @@ def _to_mm(values, units, dataset, path):
 
 
 def _period(units, bounds, path):
-    """Seconds that a rate stands for: its time bounds (see _bounds), else one day where the name says a day."""
+    """Seconds over which a rate is accumulated: those of its time bounds, else one day where the file's name is a day.
+
+    Args: bounds: as _bounds returns them.
+    Raises: DataError: bounds that give no period, or neither bounds nor a name that is a day.
+    """
     name, seconds, found = bounds
     if name and not seconds > 0:
         raise DataError(
@@ -429,7 +478,10 @@ def _period(units, bounds, path):
 
 
 def _bounds(dataset):
-    """(name, seconds between, words for both) of a dataset's time bounds: seconds NaN where not understood, name None without any."""
+    """(name, seconds from start to end, description) of a dataset's time bounds.
+
+    Seconds are NaN where the bounds are not understood; the name is None where there are no bounds.
+    """
     variables = {} if dataset is None else dataset.variables
     time = variables["time"].attrs if "time" in variables else {}
     for name in (time.get("bounds"), "time_bnds", "time_bounds"):
@@ -446,9 +498,9 @@ def _bounds(dataset):
 
 
 def inspect_files(paths, units="auto"):
-    """Open every file once through the reader and decide the units of the folder.
+    """Read every file once and decide the units of those that give none.
 
-    Args: paths: list of files. units: `auto` or a key of UNITS.
+    Args: paths: list of files. units: `auto` or one of UNITS.
     Returns: (records, faults): records of plain values (path, size, mtime_ns, time, forecast_reference_time, units,
         units_from, step, rows, cols, archive) of the good files in date order; faults: messages of the bad ones.
     """
@@ -458,18 +510,32 @@ def inspect_files(paths, units="auto"):
             records.append(_inspect(path, None if units == "auto" else units))
         except DataError as error:
             faults.append(str(error))
-    bare = [record for record in records if record["units"] == AS_STORED]
-    for record in bare[:]:  # impossible in metres and in millimetres alike: no witness for the others
-        if record["summary"][0] > MAX_DAILY or record["summary"][3] < PACKING_NOISE:
-            high, low = record["summary"][0], record["summary"][3]
+    records, more = _decide_bare(records)
+    records = [{key: value for key, value in record.items() if key != "summary"} for record in records]
+    return sorted(records, key=lambda r: (r["time"], r["forecast_reference_time"] or "", r["path"])), faults + more
+
+
+def _decide_bare(records):
+    """Decide the units of the files that give none, and check their values: (records that are good, faults).
+
+    Where the units cannot be decided no record is left.
+    """
+    faults, possible = [], []
+    for record in records:
+        high, low = record["summary"][0], record["summary"][3]
+        if record["units"] == AS_STORED and (high > MAX_DAILY or low < PACKING_NOISE):  # impossible in either unit
             faults.append(
-                f"{record['path']}: values from {low:g} to {high:g}, no units attribute; expected 0 to {MAX_DAILY:g} mm, NaN for "
-                "missing (an undeclared fill value? set _FillValue, for example with cdo setmissval)"
+                f"{record['path']}: values from {low:g} to {high:g}, no units attribute; expected 0 to {MAX_DAILY:g} "
+                "mm, NaN for missing (an undeclared fill value? set _FillValue, for example with cdo setmissval)"
             )
-            bare.remove(record), records.remove(record)
+        else:
+            possible.append(record)
+    bare = [record for record in possible if record["units"] == AS_STORED]
+    if not bare:
+        return possible, faults
     try:
         _one_unit(bare)
-        decided = decide_units([record["summary"] for record in bare]) if bare else None
+        decided = decide_units([record["summary"] for record in bare])
     except DataError as error:
         return [], [*faults, f"{Path(bare[0]['path']).parent}: {error}"]
     for record in bare:
@@ -477,19 +543,18 @@ def inspect_files(paths, units="auto"):
         high, low = record["summary"][0] * AMOUNTS[decided], record["summary"][3] * AMOUNTS[decided]
         if low < PACKING_NOISE or high > MAX_DAILY:
             faults.append(
-                f"{record['path']}: values from {low:g} to {high:g} mm (read as {decided}); expected 0 to {MAX_DAILY:g} mm, "
-                "NaN for missing; wrong units? override with --units"
+                f"{record['path']}: values from {low:g} to {high:g} mm (read as {decided}); expected 0 to "
+                f"{MAX_DAILY:g} mm, NaN for missing; wrong units? override with --units"
             )
-            records.remove(record)
-    records = [{key: value for key, value in record.items() if key != "summary"} for record in records]
-    return sorted(records, key=lambda r: (r["time"], r["forecast_reference_time"] or "", r["path"])), faults
+            possible.remove(record)
+    return possible, faults
 
 
 def _inspect(path, units):
-    """The record of one file; its units are AS_STORED where nothing says."""
+    """The record of one file; its units are AS_STORED where neither `units` nor an attribute gives them."""
     with _open(path) as dataset:
         tp = canonical(_pick(dataset, path), path, units, dataset, undecided=AS_STORED)
-    (size, mtime_ns), grid, reference = _stamp(path), grid_of(tp), tp.coords.get("forecast_reference_time")
+    (size, mtime_ns), grid, reference = stamp(path), grid_of(tp), tp.coords.get("forecast_reference_time")
     return {
         "path": Path(path).as_posix(),
         "size": size,
@@ -506,8 +571,8 @@ def _inspect(path, units):
     }
 
 
-def _stamp(path):
-    """(size, mtime in ns) of a file: what tells that it is still the one that was read."""
+def stamp(path):
+    """(size, modification time in ns) of a file, by which a later change is noticed."""
     stat = os.stat(path)
     return stat.st_size, stat.st_mtime_ns
 
@@ -517,7 +582,10 @@ def _stamp(path):
 
 @dataclass(frozen=True)
 class Grid:
-    """Square cells: `north` and `west` outer edges and `step`, exact fractions of a degree; rows run southward."""
+    """A grid of square cells: its north and west outer edges and its step, exact fractions of a degree, and its size.
+
+    Rows run from north to south.
+    """
 
     north: Fraction
     west: Fraction
@@ -529,7 +597,7 @@ class Grid:
     def _hash(self):
         return hash((self.north, self.west, self.step, self.rows, self.cols))
 
-    def __hash__(self):  # hashing fractions is slow, and grids key the caches below
+    def __hash__(self):  # hashing fractions is slow, and the caches of this program are looked up by grid
         return self._hash
 
     @property
@@ -556,15 +624,15 @@ class Grid:
 
     @property
     def extent(self):
-        """Outer edges in words."""
+        """The outer edges as text, `105.5..110.5 E, 25.5..30.5 N`."""
         return f"{float(self.west):g}..{float(self.east):g} E, {float(self.south):g}..{float(self.north):g} N"
 
     def refine(self, scale):
-        """The same extent in cells `scale` times finer."""
+        """The grid of the same extent with cells `scale` times finer."""
         return Grid(self.north, self.west, self.step / scale, self.rows * scale, self.cols * scale)
 
     def coarsen(self, step):
-        """Whole cells of `step` degrees laid from the north-west corner; an incomplete remainder is left out."""
+        """The grid of whole cells of `step` degrees from the north-west corner on; an incomplete rest is left out."""
         return Grid(self.north, self.west, step, int(self.rows * self.step / step), int(self.cols * self.step / step))
 
     def holds(self, other):
@@ -577,9 +645,9 @@ class Grid:
         )
 
     def window(self, other):
-        """Row and column slices of `other` in this grid (same step and lattice).
+        """The row and column slices of this grid that `other`, a part of it, covers.
 
-        Raises: DataError: `other` is not on this lattice or reaches beyond it.
+        Raises: DataError: `other` has other cells or reaches beyond this grid.
         """
         row, col = (self.north - other.north) / self.step, (other.west - self.west) / self.step
         if self.step != other.step or row.denominator != 1 or col.denominator != 1 or not self.holds(other):
@@ -591,7 +659,7 @@ class Grid:
 
     @classmethod
     def from_centres(cls, lat, lon):
-        """The grid of float cell centres, lat descending and lon ascending.
+        """The grid that has these cell centres (floats, degrees), lat descending and lon ascending.
 
         Raises: DataError: fewer than two nodes, irregular spacing, or cells that are not square.
         """
@@ -600,7 +668,7 @@ class Grid:
 
 @lru_cache(maxsize=64)
 def _grid_of_nodes(lat, lon):
-    """Grid.from_centres of the bytes of float64 nodes, remembered: an archive is thousands of files on one grid."""
+    """Grid.from_centres of the bytes of float64 nodes, kept for the next of thousands of files on the same grid."""
     lat, lon = (np.frombuffer(nodes, "float64") for nodes in (lat, lon))
     step_lat, step_lon = regular_step(-lat, "lat"), regular_step(lon, "lon")
     if step_lat != step_lon:
@@ -618,32 +686,38 @@ def grid_of(tp):
 
 
 def ratio(value):
-    """A step or bound in degrees as the fraction that was meant (0.4 -> 2/5, 0.0083333 -> 1/120)."""
+    """Convert a step or bound in degrees to the fraction that was meant (0.4 to 2/5, 0.0083333 to 1/120)."""
     return value if isinstance(value, Fraction) else Fraction(float(value)).limit_denominator(7200)
 
 
 def simplest(low, high):
-    """The fraction of the smallest denominator in low..high, 0 < low < high."""
+    """The fraction with the smallest denominator between low and high, 0 < low < high."""
     whole = -(-low // 1)
     return Fraction(whole) if whole <= high else whole - 1 + 1 / simplest(1 / (high - whole + 1), 1 / (low - whole + 1))
 
 
 def snap(value, step):
-    """A node's coordinate as an exact fraction: an eighth of a step where it lies on one (float32 files miss it a little)."""
+    """Convert a node's coordinate to an exact fraction: the nearest eighth of a step, where rounding explains the rest.
+
+    Files with float32 coordinates miss their own lattice a little.
+    """
     eighth = round(Fraction(float(value)) / step * 8) * step / 8
     slack = max(1e-6 * abs(value), SINGLE) + 1e-3 * float(step)
     return eighth if abs(float(eighth) - value) < slack else ratio(value)
 
 
 def centres(edge, step, count):
-    """Cell centres from exact integers, never accumulated, rounded to 1e-6 degree."""
+    """`count` cell centres from an outer edge on, degrees, made from exact integers and rounded to 1e-6 degree."""
     start, scale = edge + step / 2, (edge + step / 2).denominator * step.denominator
     index = int(start * scale) + np.arange(count) * int(step * scale)
     return np.round(index / scale, 6)
 
 
 def regular_step(nodes, name):
-    """Spacing of ascending nodes as a fraction. Raises DataError where it is not one spacing."""
+    """The spacing of ascending nodes as a fraction of a degree.
+
+    Raises: DataError: fewer than two nodes, or more than one spacing.
+    """
     if len(nodes) < 2:
         raise DataError(f"{name} has {len(nodes)} node(s); expected a grid of at least 2 x 2 cells")
     gaps = np.diff(nodes)
@@ -653,7 +727,7 @@ def regular_step(nodes, name):
     if step <= 0 or np.abs(gaps - float(step)).max() > slack:
         k = int(np.abs(gaps - float(step)).argmax())
         raise DataError(
-            f"{name} is not regular: {abs(nodes[k]):g} to {abs(nodes[k + 1]):g} where the mean step is {float(step):g} "
-            "degree; expected one step (a region across 180 degrees must be cut in two)"
+            f"{name} is not regular: {abs(nodes[k]):g} to {abs(nodes[k + 1]):g} where the mean step is "
+            f"{float(step):g} degree; expected one step (a region across 180 degrees must be cut in two)"
         )
     return step
