@@ -1,5 +1,7 @@
-"""The two READMEs say the same, and what they tell the reader to type works (long commands in a shortened form)."""
+"""The two READMEs say the same, and what the documents tell to type works (long commands in a shortened form)."""
 
+import contextlib
+import io
 import re
 import shlex
 import shutil
@@ -12,11 +14,14 @@ import pytest
 import xarray as xr
 from conftest import ROOT, nodes, rain, run, write_nc
 
-from datasets import read_field
+from reader import read_field
 
 LANGUAGES = ("README.md", "README.zh-CN.md")
+TYPED = ("README.md", "Data/README.md", "Data/SavedModels/README.md")  # whose commands are run
+DOCUMENTS = (*LANGUAGES, *TYPED[1:], "CONTRIBUTING.md", "jobs/README.md", "tests/README.md")
 SHORT = {  # what is typed behind a command's own options here; the last one counts
-    "2": "--content-steps 2 --batch 1 --channels 8 --blocks 1 --noise-channels 1 --valid-windows 1 --valid-share 0.4 --calibrate 2 --device cpu",
+    "2": "--content-steps 2 --batch 1 --channels 8 --blocks 1 --noise-channels 1 --valid-windows 1 --valid-share 0.4 "
+    "--calibrate 2 --device cpu",
     "3": "--members 1",
     "4": "--members 1",
 }
@@ -37,7 +42,7 @@ def test_both_languages_have_the_same_headings_commands_figures_and_files():
     depth = [re.findall(r"^#+ ", words, re.M) for words in (english, chinese)]
     assert depth[0] == depth[1]
     for pattern in (
-        r"^<!-- (.*) -->$",  # tables that are made
+        r"^\| (`.*?`)",  # first cells of tables
         r"\]\((?!README)([^)]+)\)",  # links and pictures
         r"(?<![\d.])\d+\.\d+(?![\d.])",  # figures with a point
     ):
@@ -47,8 +52,24 @@ def test_both_languages_have_the_same_headings_commands_figures_and_files():
     assert blocks(LANGUAGES[0]) == blocks(LANGUAGES[1])
 
 
+def test_the_readme_is_read_in_five_minutes():
+    for name in LANGUAGES:
+        assert len(text(name).splitlines()) <= 160, f"{name}: move long parts to the documents it links"
+
+
+def test_no_document_names_an_option_that_is_gone():
+    known = set()
+    for number in range(1, 6):
+        with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
+            run(number, "--help")
+        known |= set(re.findall(r"--[a-z][\w-]*", shown.getvalue()))
+    for name in DOCUMENTS:
+        for line in re.findall(r"^python \d\w+\.py .*", text(name), re.M):
+            assert set(re.findall(r"--[a-z][\w-]*", line)) <= known, (name, line)
+
+
 def test_every_file_that_is_named_exists():
-    for name in (*LANGUAGES, "CONTRIBUTING.md", "jobs/README.md", "Data/README.md"):
+    for name in DOCUMENTS:
         folder = (ROOT / name).parent
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", text(name)):
             assert (folder / link).exists(), (name, link)
@@ -85,11 +106,6 @@ def typed(tmp_path_factory):
                     pixels - 90,
                     attrs={"units": "mm"},
                 )
-    china = nodes(70, 140, 1.0), nodes(15, 55, 1.0)
-    for split, days in (("DataTrain", range(1, 4)), ("DataEval", (5,))):
-        for day in days:
-            path = home / f"../shared/data/china/{split}/2022_08_{day:02d}.nc"
-            write_nc(path, rain((41, 71), day), china[1], china[0], attrs={"units": "mm"})
     for split, day in (("train", 1), ("train", 2), ("eval", 3)):  # as GPM_3IMERGDF: tp(time, lon, lat), mm/day
         tenth = np.round(103.05 + np.arange(80) / 10, 2), np.round(25.05 + np.arange(80) / 10, 2)
         path = home / f"imerg/{split}/3B-DAY.MS.MRG.3IMERG.2023080{day}-S000000-E235959.V07B.nc4"
@@ -108,11 +124,11 @@ def typed(tmp_path_factory):
     return home
 
 
-@pytest.mark.parametrize("number", range(len(blocks(LANGUAGES[0]))))
-def test_what_the_readme_tells_to_type_works(typed, monkeypatch, number):
+@pytest.mark.parametrize("name, number", [(name, k) for name in TYPED for k in range(len(blocks(name)))])
+def test_what_the_documents_tell_to_type_works(typed, monkeypatch, name, number):
     monkeypatch.chdir(typed)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    for words in blocks(LANGUAGES[0])[number]:
+    for words in blocks(name)[number]:
         while "=" in words[0]:  # variables for the command
             words = words[1:]
         if words[0] in ("mkdir", "source"):  # the environment is made by the commands below
@@ -127,7 +143,7 @@ def test_what_the_readme_tells_to_type_works(typed, monkeypatch, number):
             assert (ROOT / script).is_file(), words
 
 
-def test_the_era5_request_of_the_readme_makes_days_that_are_read(tmp_path, monkeypatch):
+def test_the_era5_request_makes_days_that_are_read(tmp_path, monkeypatch):
     """The snippet, run with a client that hands out a file as the Climate Data Store writes it."""
     asked = []
 
@@ -151,9 +167,8 @@ def test_the_era5_request_of_the_readme_makes_days_that_are_read(tmp_path, monke
     monkeypatch.setitem(sys.modules, "cdsapi", SimpleNamespace(Client=lambda: SimpleNamespace(retrieve=retrieve)))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Data/DataEval").mkdir(parents=True)
-    snippets = [re.findall(r"^```python\n(.*?)^```", text(name), re.M | re.S) for name in LANGUAGES]
-    assert snippets[0] == snippets[1] and len(snippets[0]) == 1
-    exec(snippets[0][0], {})
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", text("Data/README.md"), re.M | re.S)
+    exec(snippet, {})
     (name, request), days = asked[0], sorted((tmp_path / "Data/DataEval").iterdir())
     assert name == "reanalysis-era5-land" and len(request["day"]) == 31
     assert [day.name for day in days] == [
