@@ -9,124 +9,113 @@ Writes  {output-folder}/PreTrain.json, PreEval.json, PreObj.json (paths in date 
 """
 
 import argparse
-import datetime as dt
-import json
+import runpy
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import xarray as xr
-from scipy.ndimage import zoom
 
-from datasets import UNITS, block_mean, inspect_files
-from utils import VERSION, DataError, create_data_lists, log, netcdf_files, run_stage, when, whole_file, writing
+import utils
+from reader import UNITS, inspect_files
+from utils import DataError, log, when
 
 DEFAULTS = {"train": "Data/DataTrain", "eval": "Data/DataEval", "obj": "Data/DataObj"}
-FOLDERS = ("train", "eval", "obj", "train_hr", "eval_hr")
-SAMPLE = "Data/Sample"
-SAMPLE_VERSION = 3
-SAMPLE_FOLDERS = ("DataTrain", "DataEval", "DataObj", "HrTrain", "HrEval")
-SAMPLE_ATTRIBUTES = {
-    "title": "Generated sample of daily rain, not observations",
-    "source": "Synthetic rain made by 1create_data_lists.py --make-sample; not observations",
-    "archive": "generated sample",
+FOLDERS = {  # what the folders of each option hold
+    "train": "training days",
+    "eval": "evaluation days",
+    "obj": "forecasts",
+    "train_hr": "truth of the training days (paired)",
+    "eval_hr": "truth of the evaluation days (paired)",
 }
-# The rain is drawn on 0.1 degree cells with edges 69.5-140.5E, 55.5-14.5N, which hold the 1 degree and the 0.4 degree cells whole,
-# and on 0.01 degree cells in the box 105.5-110.5E, 30.5-25.5N.
-SHAPE, BOX = (410, 710), (slice(250, 300), slice(360, 410))
-CUT = 2.5  # cycles per degree: the coarse field holds what is longer, the box adds what is shorter
+SAMPLE = "Data/Sample"
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
-    for name, words in zip(
-        FOLDERS,
-        (
-            "training days",
-            "evaluation days",
-            "forecasts",
-            "truth of the training days (paired)",
-            "truth of the evaluation days (paired)",
-        ),
-        strict=True,
-    ):
-        parser.add_argument(
-            f"--{name.replace('_', '-')}-folders", nargs="+", default=[], metavar="DIR", help=f"folders of {words}"
-        )
-    parser.add_argument("--output-folder", metavar="DIR", help="where the lists go (default: Data/JsonPath)")
-    parser.add_argument(
-        "--units",
-        choices=("auto", *UNITS),
-        default="auto",
-        metavar="UNIT",
-        help=f"what all values are in, overriding attributes: {', '.join(UNITS)} (default: auto)",
-    )
-    parser.add_argument(
-        "--min-size",
-        type=int,
-        metavar="N",
-        default=2,
-        help="leave out files with fewer rows or columns (default: %(default)s)",
-    )
-    parser.add_argument("--skip-bad", action="store_true", help="leave bad files out, naming them, instead of stopping")
-    parser.add_argument(
-        "--make-sample",
-        action="store_true",
-        help=f"make a generated archive in {SAMPLE} and list it (never mixed with yours)",
-    )
+    add = parser.add_argument
+    add("--version", action="version", version=f"%(prog)s {utils.VERSION}")
+    for name, words in FOLDERS.items():
+        option = f"--{name.replace('_', '-')}-folders"
+        add(option, nargs="+", default=[], metavar="DIR", help=f"folders of {words}")
+    add("--output-folder", metavar="DIR", help=f"where the lists go (default: {utils.JSON_FOLDER})")
+    words = f"units of all values, whatever their attributes say: {', '.join(UNITS)} (default: %(default)s)"
+    add("--units", choices=("auto", *UNITS), default="auto", metavar="UNIT", help=words)
+    words = "leave out files with fewer rows or columns (default: %(default)s)"
+    add("--min-size", type=int, metavar="N", default=2, help=words)
+    add("--skip-bad", action="store_true", help="leave bad files out, naming them, instead of stopping")
+    add("--make-sample", action="store_true", help=f"make a generated archive in {SAMPLE} and list it")
     return parser.parse_args(argv)
 
 
+def main(argv=None):
+    args = parse_args(argv)
+    output = args.output_folder or (f"{SAMPLE}/JsonPath" if args.make_sample else utils.JSON_FOLDER)
+    folders = choose_folders(args)
+    records, left_out = {}, []
+    for name, given in folders.items():
+        paths, others = utils.find_files(given)
+        found, faults = inspect_files(paths, args.units)
+        records[name], bad = utils.usable(found, faults, given, min_size=args.min_size, skip_bad=args.skip_bad)
+        left_out += others + bad
+    info = utils.write_lists(output, records, folders, left_out)
+    for words in info["left_out"]:
+        log(f"left out: {words}")
+    for name in folders:
+        report(name, records[name])
+    log(f"wrote the lists of {', '.join(name for name in DEFAULTS if name in folders)} and PreInfo.json to {output}")
+
+
 def choose_folders(args):
-    """{list: folders}: those given, or the default folders that hold files."""
+    """{list: folders}: those given, or the default folders that hold files.
+
+    Raises: DataError: no folder holds files, truth without its days, or --make-sample with folders.
+    """
     given = {name: getattr(args, f"{name}_folders") for name in FOLDERS}
+    given = {name: folders for name, folders in given.items() if folders}
+    for name in ("train", "eval"):
+        if f"{name}_hr" in given and name not in given:
+            raise DataError(f"--{name}-hr-folders needs --{name}-folders: the LR days that the truth is paired with")
     if args.make_sample:
-        if any(given.values()):
+        if given:
             raise DataError(f"--make-sample lists its own archive in {SAMPLE}; give it no other folder")
-        make_sample(SAMPLE)
+        runpy.run_path(str(Path(__file__).parent / "jobs/sample.py"))["make_sample"](SAMPLE)
         return {name: [f"{SAMPLE}/Data{name.title()}"] for name in DEFAULTS}
-    if any(given.values()):
-        return given
+    return given or default_folders()
+
+
+def default_folders():
+    """{list: [folder]} of the default folders that hold files; says which do not."""
     found = {}
     for name, folder in DEFAULTS.items():
-        inside, others = netcdf_files(folder) if Path(folder).is_dir() else ([], [])
+        there = Path(folder).is_dir()
+        inside, others = utils.netcdf_files(folder) if there else ([], [])
         if inside:
             found[name] = [folder]
-        else:
-            there = (
-                f"no .nc file ({', '.join(others[:5])})" if others else "empty" if Path(folder).is_dir() else "absent"
-            )
-            log(f"{folder}: {there}; no {name} list is written")
+            continue
+        words = f"no .nc file ({', '.join(others[:5])})" if others else "empty" if there else "absent"
+        log(f"{folder}: {words}; no {name} list is written")
     if not found:
         raise DataError(
-            f"{', '.join(DEFAULTS.values())} hold no .nc file; lay your files there, name folders with --train-folders, "
-            "--eval-folders, --obj-folders, or try --make-sample"
+            f"{', '.join(DEFAULTS.values())} hold no .nc file; lay your files there, name folders with "
+            "--train-folders, --eval-folders, --obj-folders, or try --make-sample"
         )
     return found
 
 
 def report(name, records):
-    """One line on each thing found in a list."""
-    days = Counter(record["time"] for record in records)
+    """Print what a list holds: number of files, dates, steps and units, then what may be wrong with it."""
     steps = Counter(f"{r['step']:g} degree ({r['rows']} x {r['cols']})" for r in records)
     units = Counter(f"{r['units']} (from {r['units_from']})" for r in records)
     archives = sorted({r["archive"] for r in records if r["archive"]})
-    log(
-        f"{name}: {len(records)} files, {when(records[0]['time'])} to {when(records[-1]['time'])}; {', '.join(steps)}; units {', '.join(units)}"
-        + (f"; {', '.join(archives).upper()}: not observations" if archives else "")
-    )
-    twice = [day for day, count in days.items() if count > 1]
-    if twice:
-        log(
-            f"  {len(twice)} times occur more than once: {', '.join(map(when, twice[:5]))}{' ...' if len(twice) > 5 else ''}"
-        )
-    gaps = missing_days([record["time"] for record in records])
-    if gaps:
-        log(
-            f"  {len(gaps)} days are missing between days of the same month: {', '.join(gaps[:5])}{' ...' if len(gaps) > 5 else ''}"
-        )
+    generated = f"; {', '.join(archives).upper()}: not observations" if archives else ""
+    dates = f"{when(records[0]['time'])} to {when(records[-1]['time'])}"
+    log(f"{name}: {len(records)} files, {dates}; {', '.join(steps)}; units {', '.join(units)}{generated}")
+    times = [record["time"] for record in records]
+    twice = [when(time) for time, count in Counter(times).items() if count > 1]
+    gaps = missing_days(times), "days are missing between days of the same month"
+    for found, words in ((twice, "times occur more than once"), gaps):
+        if found:
+            log(f"  {len(found)} {words}: {', '.join(found[:5])}{' ...' if len(found) > 5 else ''}")
     if len({r["step"] for r in records}) > 1 or len(archives) > 1:
         log("  NOTE: files of different steps or archives in one list")
 
@@ -134,237 +123,9 @@ def report(name, records):
 def missing_days(times):
     """Days without a file between the first and the last day of each month that has any."""
     days = np.unique(np.array(times, "datetime64[D]"))
-    inside = [
-        np.arange(month[0], month[-1])
-        for month in np.split(days, np.flatnonzero(np.diff(days.astype("datetime64[M]")).astype(int)) + 1)
-    ]
-    return [str(day) for day in np.setdiff1d(np.concatenate(inside), days)]
-
-
-def main(argv=None):
-    args = parse_args(argv)
-    output = args.output_folder or (f"{SAMPLE}/JsonPath" if args.make_sample else "Data/JsonPath")
-    folders = choose_folders(args)
-    info = create_data_lists(
-        **{f"{name}_folders": paths for name, paths in folders.items()},
-        output_folder=output,
-        min_size=args.min_size,
-        inspect=partial(inspect_files, units=args.units),
-        skip_bad=args.skip_bad,
-    )
-    for words in info["left_out"]:
-        log(f"left out: {words}")
-    for name in folders:
-        if folders[name]:
-            report(name, info["files"][name])
-    log(f"wrote the lists of {', '.join(n for n in DEFAULTS if folders.get(n))} and PreInfo.json to {output}")
-
-
-# ---------------------------------------------------------------- sample archive
-
-
-def make_sample(folder, seed=0, train_days=24, eval_days=8, forecasts=3, hr_train_days=16, hr_eval_days=6):
-    """Writes a small archive of generated rain in the conventions of the user's files.
-
-    DataTrain, DataEval: 1 degree days, tp(lon, lat), mm, no attributes but the label. DataObj: 0.4 degree forecasts, tp(lat, lon), metres,
-    of the evaluation days from 12 August on: the day's own rain, displaced and perturbed. HrTrain (every day from the first on), HrEval (the last
-    days): 0.01 degree truth of 105.5-110.5E, 25.5-30.5N, whose block means are the 25 cells of the same day, exactly.
-
-    Args: folder: archive of its own, made if absent; an archive of the same settings is kept.
-    Returns: {name: Path} of the five folders.
-    Raises: DataError: the folder holds NetCDF files that are not generated, or the settings ask for days that do not exist.
-    """
-    settings = {
-        "version": SAMPLE_VERSION,
-        "seed": seed,
-        "train_days": train_days,
-        "eval_days": eval_days,
-        "forecasts": forecasts,
-        "hr_train_days": hr_train_days,
-        "hr_eval_days": hr_eval_days,
-    }
-    if not (
-        2 <= train_days <= 31
-        and 1 <= eval_days <= 24
-        and forecasts <= max(0, eval_days - 4)
-        and hr_train_days <= train_days
-        and hr_eval_days <= eval_days
-    ):
-        raise DataError(
-            f"make_sample: no archive has these days (train <= 31, eval <= 24, forecasts <= eval - 4, truth <= days): {settings}"
-        )
-    folder = Path(folder)
-    folders = {name: folder / name for name in SAMPLE_FOLDERS}
-    marker = folder / "complete.json"
-    if marker.exists() and json.loads(marker.read_text()) == settings:
-        log(f"sample archive: {folder} is there already (seed {seed})")
-        return folders
-    _clear_sample(folders, marker)
-    train = [dt.date(1950, 8, 1) + dt.timedelta(i) for i in range(train_days)]
-    evaluate = [dt.date(2023, 8, 8) + dt.timedelta(i) for i in range(eval_days)]
-    _write_days("Train", train, train[:hr_train_days], folders, seed, forecasts)
-    _write_days("Eval", evaluate, evaluate[eval_days - hr_eval_days :], folders, seed, forecasts)
-    marker.write_text(json.dumps(settings))
-    log(
-        f"sample archive: wrote {train_days} + {eval_days} days, {forecasts} forecasts, {hr_train_days} + {hr_eval_days} truths to {folder} (seed {seed})"
-    )
-    return folders
-
-
-def _write_days(name, days, with_truth, folders, seed, forecasts):
-    """Days of one weather: each at 1 degree, some with truth, those from 12 August 2023 on also as a forecast."""
-    rng = np.random.default_rng([seed, days[0].year])
-    for day, coarse in zip(days, _weather(rng), strict=False):  # the weather never ends
-        rain = _rain(coarse)
-        if day in with_truth:
-            truth = _truth(coarse, rng)
-            rain[BOX] = block_mean(truth.astype(np.float64), 10)
-            _write(folders[f"Hr{name}"] / f"{day:%Y_%m_%d}.nc", _truth_file(truth, day))
-        _write(folders[f"Data{name}"] / f"{day:%Y_%m_%d}.nc", _day_file(rain, day))
-        lead = (day - dt.date(2023, 8, 12)).days
-        if 0 <= lead < forecasts:
-            issued = dt.datetime(2023, 8, 11 + lead, (18, 6, 12)[lead % 3])
-            _write(folders["DataObj"] / f"{issued:%Y_%m_%d_%H}_{day:%m_%d}_china.nc", _forecast_file(rain, rng))
-
-
-def _clear_sample(folders, marker):
-    """Removes an older sample; refuses to touch a file that is not generated."""
-    old = [path for each in folders.values() for path in each.glob("*.nc*")]
-    for path in old:
-        if not path.name.endswith(".tmp"):
-            with xr.open_dataset(path, decode_times=False) as file:
-                if file.attrs.get("archive") != SAMPLE_ATTRIBUTES["archive"]:
-                    raise DataError(
-                        f"{path} was not made by --make-sample: move it, or name another folder for the sample"
-                    )
-    marker.unlink(missing_ok=True)
-    for path in old:
-        path.unlink()
-    for each in folders.values():
-        each.mkdir(parents=True, exist_ok=True)
-
-
-def _waves(shape, step):
-    """Wavenumbers north and east (cycles per degree) of the FFT of a field of this shape, and the square root of the spectrum
-    that its white noise of unit variance needs: flat beyond 12 degrees, then a power law of slope -3."""
-    ky, kx = np.fft.fftfreq(shape[0], step)[:, None], np.fft.rfftfreq(shape[1], step)
-    k = np.hypot(ky, kx)
-    return ky, kx, k, 4.8 * (1 + (12 * k) ** 2) ** -0.75 / step
-
-
-def _weather(rng):
-    """Yields, day after day, a Gaussian field (410, 710): drifting, forgetting waves, moving systems, and a wetter south-east."""
-    ky, kx, k, amplitude = _waves(SHAPE, 0.1)
-    amplitude, memory = amplitude * (k < CUT), 0.7 * np.exp(-k / 0.15)  # small waves do not live until the next day
-    north, east = np.linspace(55.45, 14.55, SHAPE[0])[:, None], np.linspace(69.55, 140.45, SHAPE[1])
-    climate = -0.9 + 1.3 / (1 + np.exp(-((east - 101) + (36 - north)) / 9))
-    drift = np.exp(-2j * np.pi * (kx * 2.0 - ky * 0.5))  # degrees a day, eastward and northward
-    systems, waves = [], np.fft.rfft2(rng.standard_normal(SHAPE))
-    while True:
-        while len(systems) < 9:  # latitude, longitude, movement, length and width (degrees), tilt, strength, days left
-            systems.append(
-                [
-                    rng.uniform(18, 50),
-                    rng.uniform(74, 136),
-                    rng.normal(0.4, 1),
-                    rng.normal(2, 1.5),
-                    rng.uniform(3, 9),
-                    rng.uniform(1.2, 2.5),
-                    rng.uniform(-0.2, 1.0),
-                    rng.uniform(0.6, 1.7),
-                    rng.integers(2, 6),
-                ]
-            )
-        field = climate + np.fft.irfft2(waves * amplitude, SHAPE)
-        for lat, lon, _, _, length, width, tilt, strength, _ in systems:
-            along = (east - lon) * np.cos(tilt) + (north - lat) * np.sin(tilt)
-            across = (north - lat) * np.cos(tilt) - (east - lon) * np.sin(tilt)
-            field = field + strength * np.exp(-((along / length) ** 2) - (across / width) ** 2)
-        yield field
-        waves = waves * memory * drift + np.sqrt(1 - memory**2) * np.fft.rfft2(rng.standard_normal(SHAPE))
-        systems = [[s[0] + s[2], s[1] + s[3], *s[2:8], s[8] - 1] for s in systems if s[8] > 1]
-
-
-def _rain(field):
-    """Gaussian field -> rain, mm: none below a threshold, a power above it (a root of rain is near normal), in steps of
-    1/256 mm so that sums are exact."""
-    return np.round(6.5 * np.maximum(field - 0.1, 0) ** 2.5 * 256) / 256
-
-
-def _truth(coarse, rng):
-    """Rain of the box on 0.01 degree, (500, 500) float32 mm: the coarse field there with the shorter waves added."""
-    around = tuple(slice(part.start - 5, part.stop + 5) for part in BOX)
-    smooth = zoom(coarse[around], 10, order=3, mode="nearest", grid_mode=True)
-    _, _, k, amplitude = _waves(smooth.shape, 0.01)
-    detail = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(smooth.shape)) * amplitude * (k >= CUT), smooth.shape)
-    return _rain(smooth + detail)[50:-50, 50:-50].astype(np.float32)
-
-
-def _day_file(rain, day):
-    """One analysed day as the user's: tp(lon, lat) on whole degrees, scalars `time` (day of the month) and `year`."""
-    return xr.Dataset(
-        {"tp": (("lon", "lat"), block_mean(rain, 10).T)},
-        attrs=SAMPLE_ATTRIBUTES,
-        coords={
-            "lon": np.arange(70, 141, dtype=np.int32),
-            "lat": np.arange(55, 14, -1, dtype=np.int32),
-            "time": np.int32(day.day),
-            "year": np.int32(day.year),
-        },
-    )
-
-
-def _forecast_file(rain, rng):
-    """A forecast as the user's: tp(lat, lon) in metres on 0.4 degree; displaced, perturbed, with packing noise in dry cells."""
-    _, _, k, amplitude = _waves(SHAPE, 0.1)
-    error = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(SHAPE)) * amplitude * (k < 0.5), SHAPE)
-    moved = np.roll(rain, rng.integers(-4, 5, 2), (0, 1)) * np.exp(0.35 * error - 0.05)
-    metres = block_mean(moved[1:-5, 3:-3], 4) / 1000
-    metres[metres == 0] = rng.choice([0, -(2.0**-18)], (metres == 0).sum(), p=[0.9, 0.1])
-    return xr.Dataset(
-        {"tp": (("lat", "lon"), metres.astype(np.float32))},
-        attrs=SAMPLE_ATTRIBUTES,
-        coords={
-            "lon": ("lon", np.arange(700, 1401, 4) / 10, _axis("longitude", "east", "X")),
-            "lat": ("lat", np.arange(552, 151, -4) / 10, _axis("latitude", "north", "Y")),
-        },
-    )
-
-
-def _truth_file(truth, day):
-    """One day of truth on 0.01 degree: CF, mm."""
-    file = xr.Dataset(
-        {
-            "tp": (
-                ("lat", "lon"),
-                truth,
-                {
-                    "units": "mm",
-                    "long_name": "total precipitation of the day",
-                    "standard_name": "lwe_thickness_of_precipitation_amount",
-                },
-            )
-        },
-        attrs=SAMPLE_ATTRIBUTES | {"Conventions": "CF-1.11"},
-        coords={
-            "lon": ("lon", np.arange(105505, 110500, 10) / 1000, _axis("longitude", "east", "X")),
-            "lat": ("lat", np.arange(30495, 25500, -10) / 1000, _axis("latitude", "north", "Y")),
-            "time": np.datetime64(day, "ns"),
-        },
-    )
-    file["tp"].encoding.update(zlib=True, complevel=4, shuffle=True)
-    file["time"].encoding.update(units="days since 1900-01-01", dtype="int32")
-    return file
-
-
-def _axis(name, direction, axis):
-    return {"standard_name": name, "long_name": name, "units": f"degrees_{direction}", "axis": axis}
-
-
-def _write(path, file):
-    with whole_file(path) as part, writing(path):
-        file.to_netcdf(part, engine="netcdf4")
+    months = np.split(days, np.flatnonzero(np.diff(days.astype("datetime64[M]")).astype(int)) + 1)
+    return [str(day) for day in np.setdiff1d(np.concatenate([np.arange(m[0], m[-1]) for m in months]), days)]
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    utils.run_stage(main)

@@ -10,66 +10,29 @@ Writes  {out}/NN_pre_lr.nc and NN_pre_hr.nc, NN = position in the list
 import argparse
 from pathlib import Path
 
-from datasets import SRDataset, add_data_options, data_options, format_region
-from utils import LISTS, DataError, add_data_arguments, choose_outputs, digest_of, log, progress, run_stage, write_field
+import utils
+from datasets import DataConfig, SRDataset, format_region
+from utils import DataError, log
 
 FOLDERS = {"train": "ResultTrain", "eval": "ResultEval", "obj": "ResultObj"}
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--split", choices=FOLDERS, help="which list of stage 1 (default: eval and obj, those that there are)"
-    )
-    add_data_arguments(parser)
-    add_data_options(parser, "1; 0.4 for obj")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--split", choices=FOLDERS, help="which list of stage 1 (default: eval and obj, those that there are)")
+    utils.add_data_arguments(parser)
+    add(
         "--out",
         metavar="DIR",
         help="where the pairs go (default: Data/DataResults/ResultTrain, ResultEval or ResultObj)",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="make again what is already there from the same request"
-    )
+    add("--overwrite", action="store_true", help="make again what is already there from the same request")
+    utils.add_settings(parser, DataConfig, shown={"lr_step": "1; 0.4 for obj"})
     args = parser.parse_args(argv)
     if args.out and not args.split:
         parser.error("--out is the folder of one list: say which with --split")
     return args
-
-
-def chosen_splits(args):
-    """The list asked for, else those of evaluation days and forecasts: the training days can be thousands."""
-    if args.split:
-        return [args.split]
-    there = [split for split in ("eval", "obj") if (Path(args.data_folder) / LISTS[split]).is_file()]
-    if not there:
-        raise DataError(
-            f"{args.data_folder} holds no list of evaluation days or forecasts; run 1create_data_lists.py first"
-        )
-    return there
-
-
-def write_pairs(args, split):
-    """The pairs of one list, those that are not there whole from the same request."""
-    out = Path(args.out or f"Data/DataResults/{FOLDERS[split]}")
-    dataset = SRDataset(args.data_folder, split, dataarray=True, **data_options(args))
-    config, plan = dataset.config, dataset.plans[0]
-    log(
-        f"{split}: {len(dataset)} pairs x{config.scale}, {plan.lr.rows} x {plan.lr.cols} and {plan.hr.rows} x {plan.hr.cols} cells over "
-        f"{plan.lr.extent} (--region {format_region(config.region)}: {plan.words})"
-    )
-    if config.target == "interpolate" and plan.kind != "hr":
-        log("NOTE: HR is an interpolation of LR; detail below the LR cell is not verified by such data")
-    names = {(i, kind): f"{i:02d}_pre_{kind}.nc" for i in range(len(dataset)) for kind in ("lr", "hr")}
-    requests = {name: digest_of(config, dataset.identity(i), kind) for (i, kind), name in names.items()}
-    known = {f"*_pre_{kind}.nc": requests.keys() for kind in ("lr", "hr")}
-    todo = choose_outputs(out, requests, known, args.overwrite)
-    for index in progress(sorted({i for (i, _), name in names.items() if name in todo}), "writing pairs"):
-        for kind, field in zip(("lr", "hr"), dataset[index], strict=True):
-            name, title = names[index, kind], f"{kind.upper()} precipitation, target {config.target}"
-            if name in todo:
-                write_field(out / name, field, title=title, request=requests[name])
-    log(f"{len(dataset)} x (NN_pre_lr.nc, NN_pre_hr.nc) in {out}, {len(todo)} files of them made now")
 
 
 def main(argv=None):
@@ -78,5 +41,46 @@ def main(argv=None):
         write_pairs(args, split)
 
 
+def chosen_splits(args):
+    """The list asked for, else those of evaluation days and forecasts: the training days can be thousands."""
+    if args.split:
+        return [args.split]
+    there = [split for split in ("eval", "obj") if (Path(args.data_folder) / utils.LISTS[split]).is_file()]
+    if not there:
+        raise DataError(
+            f"{args.data_folder} holds no list of evaluation days or forecasts; run 1create_data_lists.py first"
+        )
+    return there
+
+
+def write_pairs(args, split):
+    """Write the pairs of one list; outputs that are there already, whole and of the same request, are kept."""
+    out = Path(args.out or f"Data/DataResults/{FOLDERS[split]}")
+    dataset = SRDataset(args.data_folder, split, dataarray=True, **utils.given(args, DataConfig))
+    config = dataset.config
+    describe(split, dataset)
+    names = {(i, kind): f"{i:02d}_pre_{kind}.nc" for i in range(len(dataset)) for kind in ("lr", "hr")}
+    requests = {name: utils.digest_of(config, dataset.identity(i), kind) for (i, kind), name in names.items()}
+    known = {f"*_pre_{kind}.nc": requests.keys() for kind in ("lr", "hr")}
+    todo = utils.choose_outputs(out, requests, known, args.overwrite)
+    for index in utils.progress(sorted({i for (i, _), name in names.items() if name in todo}), "writing pairs"):
+        for kind, field in zip(("lr", "hr"), dataset[index], strict=True):
+            name, title = names[index, kind], f"{kind.upper()} precipitation, target {config.target}"
+            if name in todo:
+                utils.write_field(out / name, field, title=title, request=requests[name])
+    log(f"{len(dataset)} x (NN_pre_lr.nc, NN_pre_hr.nc) in {out}, {len(todo)} files of them made now")
+
+
+def describe(split, dataset):
+    """Print how many pairs there are, on which cells, and what their HR is worth."""
+    config, plan = dataset.config, dataset.plans[0]
+    log(
+        f"{split}: {len(dataset)} pairs x{config.scale}, {plan.lr.rows} x {plan.lr.cols} and {plan.hr.rows} x "
+        f"{plan.hr.cols} cells over {plan.lr.extent} (--region {format_region(config.region)}: {plan.words})"
+    )
+    if config.target == "interpolate" and plan.kind != "hr":
+        log("NOTE: HR is an interpolation of LR; detail below the LR cell is not verified by such data")
+
+
 if __name__ == "__main__":
-    run_stage(main)
+    utils.run_stage(main)

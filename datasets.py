@@ -177,8 +177,7 @@ def block_mean(field, factor):
     if h % factor or w % factor:
         raise ValueError(f"block_mean: field is {h} x {w}, not a multiple of {factor}")
     blocks = field.reshape(*lead, h // factor, factor, w // factor, factor)
-    mean = blocks.reshape(*lead, h // factor, factor, w).sum(-2, dtype="float64")  # rows first: half the time
-    mean = mean.reshape(*lead, h // factor, w // factor, factor).sum(-1) / factor**2
+    mean = blocks.mean((-3, -1), dtype="float64")
     if np.isnan(mean).any():
         share = np.isfinite(blocks).mean((-3, -1))
         total = np.nansum(blocks, (-3, -1), dtype="float64") / factor**2
@@ -778,12 +777,10 @@ class Windows:
         """(LR, HR) of the window of file i whose first pixel is (row, col); None where one of its pixels is missing."""
         s, (h, w) = self.scale, shape
         window = self.dataset.crop(i, slice(row, row + h * s), slice(col, col + w * s))
-        if not np.isfinite(window).all():
-            return None
-        if self.dataset.truth is None:
-            return block_mean(window, s), window
-        lr = self.dataset.lr(i)[row // s :, col // s :][:h, :w]
-        return (lr, window) if np.isfinite(lr).all() else None
+        # Unlike block_mean: in float32, whole rows first, NaN if any pixel is missing; with it a draw takes 20 % longer.
+        means = window.reshape(h, s, -1).sum(1).reshape(h, w, s).sum(2) / s**2
+        lr = means if self.dataset.truth is None else self.dataset.lr(i)[row // s :, col // s :][:h, :w]
+        return (lr, window) if np.isfinite(means).all() and np.isfinite(lr).all() else None
 
     def _chance(self, amount):
         """How likely a place with this mean rain, mm, is drawn: its square root, and a little for dry places."""

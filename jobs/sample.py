@@ -1,10 +1,10 @@
-"""Generates the sample archive of `1create_data_lists.py --make-sample`: rain drawn at random, in the user's conventions.
+"""Generates the archive of `1create_data_lists.py --make-sample`: random rain in files like the user's.
 
-Writes  {folder}/DataTrain, DataEval, DataObj, HrTrain and HrEval, one NetCDF file a day (or forecast), and complete.json.
+Writes  {folder}/DataTrain, DataEval, DataObj, HrTrain and HrEval, a NetCDF file a day (or forecast), and complete.json.
 
     python 1create_data_lists.py --make-sample        # runs make_sample("Data/Sample") of this file
 
-Stage 1 runs this file by its path, from the folder of the rooms it imports (datasets.py, utils.py).
+Stage 1 runs this file by its path; datasets.py and utils.py are then found beside stage 1.
 """
 
 import datetime as dt
@@ -18,6 +18,8 @@ from scipy.ndimage import zoom
 from datasets import block_mean
 from utils import DataError, log, whole_file, writing
 
+__all__ = ["make_sample"]
+
 SAMPLE_VERSION = 3
 SAMPLE_FOLDERS = ("DataTrain", "DataEval", "DataObj", "HrTrain", "HrEval")
 SAMPLE_ATTRIBUTES = {
@@ -25,22 +27,23 @@ SAMPLE_ATTRIBUTES = {
     "source": "Synthetic rain made by 1create_data_lists.py --make-sample; not observations",
     "archive": "generated sample",
 }
-# The rain is drawn on 0.1 degree cells with edges 69.5-140.5E, 55.5-14.5N, which hold the 1 degree and the 0.4 degree cells whole,
-# and on 0.01 degree cells in the box 105.5-110.5E, 30.5-25.5N.
+# The rain is drawn on 0.1 degree cells with edges 69.5-140.5E, 55.5-14.5N, which hold whole cells of 1 degree and of
+# 0.4 degree, and on 0.01 degree cells in the box 105.5-110.5E, 30.5-25.5N.
 SHAPE, BOX = (410, 710), (slice(250, 300), slice(360, 410))
-CUT = 2.5  # cycles per degree: the coarse field holds what is longer, the box adds what is shorter
+CUT = 2.5  # cycles per degree: the coarse field holds the longer waves, the box adds the shorter ones
 
 
 def make_sample(folder, seed=0, train_days=24, eval_days=8, forecasts=3, hr_train_days=16, hr_eval_days=6):
-    """Writes a small archive of generated rain in the conventions of the user's files.
+    """Write a small archive of generated rain, in files like the user's.
 
-    DataTrain, DataEval: 1 degree days, tp(lon, lat), mm, no attributes but the label. DataObj: 0.4 degree forecasts, tp(lat, lon), metres,
-    of the evaluation days from 12 August on: the day's own rain, displaced and perturbed. HrTrain (every day from the first on), HrEval (the last
-    days): 0.01 degree truth of 105.5-110.5E, 25.5-30.5N, whose block means are the 25 cells of the same day, exactly.
+    DataTrain, DataEval: days at 1 degree, tp(lon, lat), mm, no attributes but the label. DataObj: forecasts at 0.4
+    degree, tp(lat, lon), metres, of the evaluation days from 12 August on: the day's own rain, displaced and perturbed.
+    HrTrain (the first days), HrEval (the last days): truth at 0.01 degree over 105.5-110.5E, 25.5-30.5N, whose block
+    means are exactly the 25 cells of the same day.
 
     Args: folder: archive of its own, made if absent; an archive of the same settings is kept.
     Returns: {name: Path} of the five folders.
-    Raises: DataError: the folder holds NetCDF files that are not generated, or the settings ask for days that do not exist.
+    Raises: DataError: the folder holds NetCDF files that are not generated, or there are no such days.
     """
     settings = {
         "version": SAMPLE_VERSION,
@@ -59,7 +62,8 @@ def make_sample(folder, seed=0, train_days=24, eval_days=8, forecasts=3, hr_trai
         and hr_eval_days <= eval_days
     ):
         raise DataError(
-            f"make_sample: no archive has these days (train <= 31, eval <= 24, forecasts <= eval - 4, truth <= days): {settings}"
+            "make_sample: no archive has these days (train <= 31, eval <= 24, forecasts <= eval - 4, truth <= days): "
+            f"{settings}"
         )
     folder = Path(folder)
     folders = {name: folder / name for name in SAMPLE_FOLDERS}
@@ -74,13 +78,14 @@ def make_sample(folder, seed=0, train_days=24, eval_days=8, forecasts=3, hr_trai
     _write_days("Eval", evaluate, evaluate[eval_days - hr_eval_days :], folders, seed, forecasts)
     marker.write_text(json.dumps(settings))
     log(
-        f"sample archive: wrote {train_days} + {eval_days} days, {forecasts} forecasts, {hr_train_days} + {hr_eval_days} truths to {folder} (seed {seed})"
+        f"sample archive: wrote {train_days} + {eval_days} days, {forecasts} forecasts, "
+        f"{hr_train_days} + {hr_eval_days} truths to {folder} (seed {seed})"
     )
     return folders
 
 
 def _write_days(name, days, with_truth, folders, seed, forecasts):
-    """Days of one weather: each at 1 degree, some with truth, those from 12 August 2023 on also as a forecast."""
+    """Write consecutive days: each at 1 degree, some with truth, those from 12 August 2023 on also as a forecast."""
     rng = np.random.default_rng([seed, days[0].year])
     for day, coarse in zip(days, _weather(rng), strict=False):  # the weather never ends
         rain = _rain(coarse)
@@ -96,7 +101,7 @@ def _write_days(name, days, with_truth, folders, seed, forecasts):
 
 
 def _clear_sample(folders, marker):
-    """Removes an older sample; refuses to touch a file that is not generated."""
+    """Remove an older sample. Raises DataError, and removes nothing, where a file is not generated."""
     old = [path for each in folders.values() for path in each.glob("*.nc*")]
     for path in old:
         if not path.name.endswith(".tmp"):
@@ -113,17 +118,26 @@ def _clear_sample(folders, marker):
 
 
 def _waves(shape, step):
-    """Wavenumbers north and east (cycles per degree) of the FFT of a field of this shape, and the square root of the spectrum
-    that its white noise of unit variance needs: flat beyond 12 degrees, then a power law of slope -3."""
+    """Wavenumbers of the FFT of a field, and the factors that give its white noise the spectrum of weather.
+
+    The spectrum is flat for waves longer than 12 degrees, then a power law of slope -3.
+
+    Args: shape: of the field. step: of its cells, degrees.
+    Returns: (wavenumbers north, east, their length, all in cycles per degree, factors for noise of unit variance).
+    """
     ky, kx = np.fft.fftfreq(shape[0], step)[:, None], np.fft.rfftfreq(shape[1], step)
     k = np.hypot(ky, kx)
     return ky, kx, k, 4.8 * (1 + (12 * k) ** 2) ** -0.75 / step
 
 
 def _weather(rng):
-    """Yields, day after day, a Gaussian field (410, 710): drifting, forgetting waves, moving systems, and a wetter south-east."""
+    """Yield, day after day, a Gaussian field (410, 710) from which rain is made.
+
+    It is the sum of waves that drift and are slowly replaced by new ones, of moving storm systems, and of a climate
+    that is wetter in the south-east.
+    """
     ky, kx, k, amplitude = _waves(SHAPE, 0.1)
-    amplitude, memory = amplitude * (k < CUT), 0.7 * np.exp(-k / 0.15)  # small waves do not live until the next day
+    amplitude, memory = amplitude * (k < CUT), 0.7 * np.exp(-k / 0.15)  # small waves do not last until the next day
     north, east = np.linspace(55.45, 14.55, SHAPE[0])[:, None], np.linspace(69.55, 140.45, SHAPE[1])
     climate = -0.9 + 1.3 / (1 + np.exp(-((east - 101) + (36 - north)) / 9))
     drift = np.exp(-2j * np.pi * (kx * 2.0 - ky * 0.5))  # degrees a day, eastward and northward
@@ -154,13 +168,15 @@ def _weather(rng):
 
 
 def _rain(field):
-    """Gaussian field -> rain, mm: none below a threshold, a power above it (a root of rain is near normal), in steps of
-    1/256 mm so that sums are exact."""
+    """Convert a Gaussian field to rain, mm: 0 below a threshold, a power of the excess above it.
+
+    (A root of real rain is nearly normally distributed.) Values are multiples of 1/256 mm, so that sums are exact.
+    """
     return np.round(6.5 * np.maximum(field - 0.1, 0) ** 2.5 * 256) / 256
 
 
 def _truth(coarse, rng):
-    """Rain of the box on 0.01 degree, (500, 500) float32 mm: the coarse field there with the shorter waves added."""
+    """Rain of the box at 0.01 degree, (500, 500), float32, mm: the coarse field with shorter waves added."""
     around = tuple(slice(part.start - 5, part.stop + 5) for part in BOX)
     smooth = zoom(coarse[around], 10, order=3, mode="nearest", grid_mode=True)
     _, _, k, amplitude = _waves(smooth.shape, 0.01)
@@ -183,7 +199,10 @@ def _day_file(rain, day):
 
 
 def _forecast_file(rain, rng):
-    """A forecast as the user's: tp(lat, lon) in metres on 0.4 degree; displaced, perturbed, with packing noise in dry cells."""
+    """A forecast as the user's: tp(lat, lon) in metres at 0.4 degree, made of the day's rain.
+
+    The rain is displaced and perturbed, and dry cells hold packing noise.
+    """
     _, _, k, amplitude = _waves(SHAPE, 0.1)
     error = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(SHAPE)) * amplitude * (k < 0.5), SHAPE)
     moved = np.roll(rain, rng.integers(-4, 5, 2), (0, 1)) * np.exp(0.35 * error - 0.05)
@@ -200,7 +219,7 @@ def _forecast_file(rain, rng):
 
 
 def _truth_file(truth, day):
-    """One day of truth on 0.01 degree: CF, mm."""
+    """One day of truth at 0.01 degree as a CF file, mm."""
     file = xr.Dataset(
         {
             "tp": (
