@@ -40,8 +40,7 @@ def parse_args(argv=None):
     add("--output-folder", metavar="DIR", help=f"where the lists go (default: {utils.JSON_FOLDER})")
     words = f"units of all values, whatever their attributes say: {', '.join(UNITS)} (default: %(default)s)"
     add("--units", choices=("auto", *UNITS), default="auto", metavar="UNIT", help=words)
-    words = "leave out files with fewer rows or columns (default: %(default)s)"
-    add("--min-size", type=int, metavar="N", default=2, help=words)
+    add("--min-size", type=int, metavar="N", default=2, help="leave out files with fewer rows or columns (default: 2)")
     add("--skip-bad", action="store_true", help="leave bad files out, naming them, instead of stopping")
     add("--make-sample", action="store_true", help=f"make a generated archive in {SAMPLE} and list it")
     return parser.parse_args(argv)

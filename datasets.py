@@ -777,7 +777,7 @@ class Windows:
         """(LR, HR) of the window of file i whose first pixel is (row, col); None where one of its pixels is missing."""
         s, (h, w) = self.scale, shape
         window = self.dataset.crop(i, slice(row, row + h * s), slice(col, col + w * s))
-        # Unlike block_mean: in float32, whole rows first, NaN if any pixel is missing; with it a draw takes 20 % longer.
+        # Not block_mean, with which a draw takes 20 % longer: float32, whole rows first, NaN if any pixel is missing.
         means = window.reshape(h, s, -1).sum(1).reshape(h, w, s).sum(2) / s**2
         lr = means if self.dataset.truth is None else self.dataset.lr(i)[row // s :, col // s :][:h, :w]
         return (lr, window) if np.isfinite(means).all() and np.isfinite(lr).all() else None

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import utils
-from datasets import inspect_files, open_list, read_field
+from datasets import open_list
+from reader import inspect_files, read_field
 from utils import DataError
 
 LAT, LON = nodes(22, 34, 1)[::-1], nodes(100, 114, 1)  # 13 x 15
