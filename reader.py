@@ -34,7 +34,7 @@ AMOUNTS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "kg m-2": 1.0}  # to mm
 RATES = {"kg m-2 s-1": 1.0, "mm s-1": 1.0, "mm h-1": 1 / 3600, "mm day-1": 1 / 86400, "m s-1": 1000.0}  # to mm / s
 UNITS = (*AMOUNTS, *RATES)
 
-__all__ = ["UNITS", "Grid", "canonical", "field_times", "grid_of", "inspect_files", "ratio", "read_field", "stamp"]
+__all__ = ["UNITS", "Grid", "canonical", "grid_of", "inspect_files", "ratio", "read_field", "stamp"]
 
 
 # ---------------------------------------------------------------- the one reader
@@ -65,7 +65,7 @@ def canonical(field, path=None, units=None, dataset=None, undecided=None):
 
     name = str(path) if path else "the field"
     try:
-        time, reference = field_times(field, path)
+        time, reference = _field_times(field, path)
         values, lats, lons = _lay_out(field)
         units = units or _own_units(field) or undecided or decide_units([_summary(values)])
         if units not in (*UNITS, AS_STORED):
@@ -242,7 +242,7 @@ def _dimensions(field):
 # ---------------------------------------------------------------- times
 
 
-def field_times(field, path=None):
+def _field_times(field, path=None):
     """(valid time, forecast reference time or None) of a field, from its time coordinate, else from the file's name.
 
     Raises: DataError: neither gives a date.
@@ -250,7 +250,7 @@ def field_times(field, path=None):
     reference = _decode(field, "forecast_reference_time")
     valid, plain = _decode(field, "valid_time"), _decode(field, "time")
     time = plain if valid is None else valid
-    named = name_times(Path(path).stem) if path else None
+    named = _name_times(Path(path).stem) if path else None
     if named and named[1] is not None and reference is None and valid is None and plain == named[1]:
         return named  # a forecast whose only time is the one it was issued at
     if time is None and named is None and path:
@@ -261,7 +261,7 @@ def field_times(field, path=None):
     return (time, reference) if time is not None else named or (None, None)
 
 
-def name_times(stem):
+def _name_times(stem):
     """(valid time, forecast reference time or None) that a file name gives, or None where it gives no date.
 
     A forecast whose valid month comes before its month of issue is valid in the next year: 2023_12_31_18_01_01_x.
@@ -468,7 +468,7 @@ def _period(units, bounds, path):
     if name:
         return seconds
     stem = Path(path).stem if path else ""
-    times = name_times(stem)
+    times = _name_times(stem)
     clock = re.match(r"\d{4}[_-]\d\d[_-]\d\d[_-]\d{4}(?!\d)", stem)  # 2019_06_10_0000: a time of day, not a day
     if units == "mm day-1" or (times and not clock):
         return 86400.0

@@ -943,6 +943,15 @@ def test_what_stage_1_does_not_look_at_is_said(tmp_path, monkeypatch, capsys):
     assert "Data/DataObj: no .nc file (2023.grib); no obj list is written" in told
 
 
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_truth_needs_the_days_it_belongs_to(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "truth")
+    with pytest.raises(DataError, match=f"--{name}-hr-folders needs --{name}-folders"):
+        run(1, f"--{name}-hr-folders", "truth", "--obj-folders", "truth")
+    assert not (tmp_path / "Data").exists()
+
+
 def test_folder_of_metres_and_a_mislabelled_file(tmp_path):
     """Units by attribute are each file's own; the values decide only for those that have none."""
     paths = [put(tmp_path, rain((13, 15), k) / 1000, name=f"2023_08_0{k}.nc", attrs={}) for k in (1, 2, 3)]
