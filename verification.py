@@ -1,4 +1,4 @@
-"""Baselines, scores and the score table of downscaled fields; no pictures.
+"""Compares downscaled fields with the truth and with simple methods; makes the score table. No pictures, no colours.
 
 Reads    NN_pre_sr.nc of stages 3 and 4 and the truth of their days.
 Writes   scores.csv.
@@ -7,51 +7,63 @@ Writes   scores.csv.
     table = ScoreTable(scale=100)
     table.add(sr, hr, lr, day="2023-08-01")           # (members, H, W), (H, W), (h, w), mm
     rows = table.rows()
+
+`scores`, pandas, pysteps and torch are imported where they are used: they are slow to load.
 """
 
 import contextlib
-import csv
 import functools
 import io
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
 import scipy.ndimage
 import xarray as xr
 
+from datasets import block_mean, fill_nearest, open_list
 from utils import DataError, field_times, log, progress, read_output, when, whole_file
 
-QQ_LEVELS = np.append(np.linspace(0.01, 0.999, 100), 0.99)  # of the Q-Q scores, then 99 % for its own ratio
-# Histogram bins by the leading bits of a float32, 64 to the octave from 2**-10 to 2**11 mm; the first is dry.
+QQ_LEVELS = np.linspace(0.01, 0.999, 100)  # quantiles of the Q-Q plot and its RMSE; the last is 99.9 %
+LEVELS = np.append(QQ_LEVELS, 0.99)  # and 99 % for its own ratio
+# Bins of the histograms: 64 for each doubling of the rain, from 2**-10 to 2**11 mm, before them one for dry pixels.
+# The leading bits of a float32 number its bin.
 FIRST, LAST = 117 << 6, 138 << 6
 EDGES = np.append(0, (np.arange(FIRST, LAST + 1, dtype=np.int32) << 17).view(np.float32).astype(np.float64))
 REASONS = {
     "p99_ratio": "the observed quantile is 0",
     "p999_ratio": "the observed quantile is 0",
-    "lsd_db": "a field without variance, or all with missing pixels",
-    "spread_skill": "the mean is exact",
+    "lsd_db": "a field is constant, or all have missing pixels",
+    "spread_skill": "the mean of the members is exact",
     **dict.fromkeys(("sal_s", "sal_a", "sal_l"), "truth or field is always dry"),
 }
 MATCHED = "quantile-matched bilinear"
 
-__all__ = ["ScoreTable", "compare_forecasts", "format_table", "score_outputs", "write_scores"]
+# fmt: off
+__all__ = [
+    "QuantileMatcher", "ScoreTable", "analysed_days", "check_match", "compare_cells", "compare_forecasts", "fair_crps",
+    "forecast_cells", "format_table", "histogram", "histogram_quantile", "lsd", "pair_cells", "rainfarm", "rapsd",
+    "sal", "score_outputs", "short_accumulation", "upsample", "write_scores",
+]
+# fmt: on
 
 
-# ---------------------------------------------------------------- the score table of a run
+# ---------------------------------------------------------------- evaluation days (stage 3)
 
 
 def score_outputs(paths, pairs, scale, *, side=None):
-    """ScoreTable of downscaled files beside the truth of their days.
+    """Score downscaled files against the truth of their days.
 
-    Quantile matching is fitted on the files of other dates, where all are of one date on the other files (and the table
-    says which), never on the one that it maps, and on wet windows where those are scored. The thresholds of FSS are 1,
-    10 and 50 mm, or 0.1, 1 and 5 mm where the wettest thousandth of every day is below 20 mm (short accumulations).
+    The quantile-matched row is fitted on the files of other dates. Where all files are of one date it is fitted on the
+    other files, and the table says so. The thresholds of FSS are 1, 10 and 50 mm, or 0.1, 1 and 5 mm where every file
+    is a short accumulation.
 
     Args: paths: NN_pre_sr.nc in list order. pairs: sequence of (lr, hr) DataArrays (SRDataset with dataarray=True).
-        side: score wet windows of this side in LR cells; 0: whole fields; None: whole fields or, where the truth has gaps,
-            windows of 4 cells from x100 on and of 8 below, as the published radar bars.
+        side: score the wet windows of this side, in LR cells; 0: whole fields; None: whole fields, but where the truth
+            has missing pixels windows of 4 cells from x100 on and of 8 below (as in the published radar scores).
+    Returns: a ScoreTable.
     Raises: DataError: an output is on another grid than its truth, or of another day.
     """
     if side is None:
@@ -60,65 +72,119 @@ def score_outputs(paths, pairs, scale, *, side=None):
     several = len(set(dates)) > 1
     days = dates if several else list(range(len(paths)))
     words = "files of other dates" if several else "other files, all of one date: rain much like the truth's"
-    matcher, low = QuantileMatcher(scale, note=f"fitted on the {words}"), True
+    matcher, short = QuantileMatcher(scale, note=f"fitted on the {words}"), True
     for index, day in enumerate(days):
         lr, hr = pairs[index]
-        low &= levels_for(hr) is SHORT
+        short &= short_accumulation(hr)
         for piece in _windows(lr.values, hr.values, scale, side) if side else [(lr.values, hr.values)]:
             matcher.add(*piece[:2], day=day)
-    table = ScoreTable(
-        scale, thresholds=(0.1, 1.0, 5.0) if low else (1.0, 10.0, 50.0), matcher=matcher, stride=7 if side else 1
-    )
+    thresholds = (0.1, 1.0, 5.0) if short else (1.0, 10.0, 50.0)
+    table = ScoreTable(scale, thresholds=thresholds, matcher=matcher, stride=7 if side else 1)
     for index, path in enumerate(progress(paths, "scoring")):
         (lr, hr), sr = pairs[index], read_output(path)
         check_match(path, sr, hr)
-        if side:
-            table.add_windows(sr.values, hr.values, lr.values, day=days[index], side=side, block=index)
-        else:
-            table.add(sr.values, hr.values, lr.values, day=days[index], block=index)
+        add = functools.partial(table.add_windows, side=side) if side else table.add
+        add(sr.values, hr.values, lr.values, day=days[index], block=index)
     return table
 
 
+def short_accumulation(field):
+    """Tell whether a field looks like rain of an hour or less: its 99.9 % quantile is below 20 mm.
+
+    Args: field (lat, lon), mm, NaN = missing; one without valid pixels counts as short.
+    """
+    return not float(np.nanquantile(field, 0.999)) >= 20
+
+
 def check_match(path, sr, hr):
-    """Raises DataError where an output and its truth differ in cells or in valid time: scores of two days, or of two
-    places, would be believed."""
+    """Check that an output and its truth have the same cells and the same time: else two days would be compared.
+
+    Raises: DataError: they differ; it names both.
+    """
     for name in ("lat", "lon"):
         if sr.sizes[name] != hr.sizes[name] or np.abs(sr[name].values - hr[name].values).max() > 1e-4:
             raise DataError(
-                f"{path}: {name} {span(sr[name])} is not the truth's {span(hr[name])}; made from another list or region?"
+                f"{path}: {name} {_span(sr[name])} is not the truth's {_span(hr[name])}; "
+                "made from another list or region?"
             )
     if "time" in sr.coords and "time" in hr.coords and sr.time.values != hr.time.values:
         raise DataError(
-            f"{path}: is of {when(sr.time.values)}, its place in the list of {when(hr.time.values)}; run the stage again"
+            f"{path}: is of {when(sr.time.values)}, its place in the list of {when(hr.time.values)}; "
+            "run the stage again"
         )
 
 
-def span(axis):
+def _span(axis):
     """First, last and number of nodes, in words."""
     return f"{float(axis[0]):g}..{float(axis[-1]):g} ({axis.size})"
 
 
-def compare_forecasts(paths, inputs, analyses):
-    """Rows of compare_cells: forecasts against their own input, and against the analysed days of the same dates.
+def wet_windows(hr, side):
+    """Find windows of `side` pixels, half a window apart, without missing pixels and with more than 3 % of them wet.
 
-    Args: paths: NN_pre_sr.nc. inputs: their LR DataArrays. analyses: {date "YYYY-MM-DD": DataArray} of analysed days.
+    Wet is more than 0.02 mm, counted on every fourth pixel, as in the published radar scores.
+
+    Args: hr (H, W), mm. Yields: (rows, columns), slices.
     """
-    outputs = [read_output(path) for path in paths]
-    rows = [
-        compare_cells("consistency: own input", [pair_cells(sr, lr) for sr, lr in zip(outputs, inputs, strict=True)])
-    ]
-    dated = [(sr, analyses.get(str(sr.time.values)[:10])) for sr in outputs]
-    pairs = [pair_cells(sr, day) for sr, day in dated if day is not None]
-    rows += [compare_cells("skill: analysed day", pairs)] if pairs else []
-    return rows
+    for i in range(0, hr.shape[0] - side + 1, max(1, side // 2)):
+        for j in range(0, hr.shape[1] - side + 1, max(1, side // 2)):
+            window = hr[i : i + side, j : j + side]
+            if np.isfinite(window).all() and (window[::4, ::4] > 0.02).mean() > 0.03:
+                yield slice(i, i + side), slice(j, j + side)
+
+
+def _windows(lr, hr, scale, side):
+    """(lr, hr, slices of hr) of the wet windows, `side` LR cells wide, among the whole LR cells."""
+    for r, c in wet_windows(hr[: len(lr) * scale, : lr.shape[1] * scale], side * scale):
+        yield lr[r.start // scale : r.stop // scale, c.start // scale : c.stop // scale], hr[r, c], (r, c)
+
+
+# ---------------------------------------------------------------- forecasts (stage 4)
+
+
+def analysed_days(data_folder):
+    """Read the days of the evaluation list, to compare forecasts with: {date "YYYY-MM-DD": DataArray}, mm.
+
+    Without an evaluation list it says so and returns {}.
+    """
+    try:
+        days = open_list(data_folder, "eval")
+        return {str(field.time.values)[:10]: field for field in map(days.field, range(len(days)))}
+    except DataError:
+        log("no evaluation list, so the forecasts are compared with their own input only")
+        return {}
+
+
+def forecast_cells(paths, inputs, analyses):
+    """Pair each downscaled forecast with its own input, and with the analysed day of its date where there is one.
+
+    Args: paths: NN_pre_sr.nc. inputs: their LR DataArrays, mm, in the same order. analyses: {date: DataArray}, mm.
+    Returns: {"own input": results of pair_cells, "analysed day": the same}; without the latter where no date fits.
+    """
+    cells = {}
+    for path, lr in zip(paths, inputs, strict=True):
+        sr = read_output(path)
+        for name, reference in (("own input", lr), ("analysed day", analyses.get(str(sr.time.values)[:10]))):
+            if reference is not None:
+                cells.setdefault(name, []).append(pair_cells(sr, reference))
+    return cells
+
+
+def compare_forecasts(cells):
+    """Score forecasts against their own input (consistency) and against analysed days (skill).
+
+    Args: cells: of forecast_cells. Returns: a row of compare_cells for each reference.
+    """
+    names = {"own input": "consistency: own input", "analysed day": "skill: analysed day"}
+    return [compare_cells(names[reference], pairs) for reference, pairs in cells.items()]
 
 
 def pair_cells(sr, reference, *, step=None):
-    """Downscaled rain and a coarse field on the reference cells that lie whole inside SR, matched by coordinates.
+    """Average downscaled rain over the cells of a coarse field that lie whole inside it; cells match by coordinates.
 
     Args: sr ([member,] lat, lon) and reference (lat, lon), DataArrays, mm; step: the reference's cell size in degrees
         (default: the spacing of its nodes).
-    Returns: (M, n) and (n,), mm: the cells without missing pixels.
+    Returns: (M, n) means and (n,) values of the reference, mm: the cells without missing pixels.
     Raises: ValueError: the valid dates differ, or no reference cell lies whole inside.
     """
     if "time" in sr.coords and "time" in reference.coords:
@@ -137,15 +203,26 @@ def pair_cells(sr, reference, *, step=None):
     return means[:, present], truth[present]
 
 
-def compare_cells(name, pairs):
-    """One row, in mm, for forecasts against a reference, from a list of results of pair_cells, pooled.
+def _cell_weights(pixels, nodes, step):
+    """Averaging weights (cells, pixels) onto cells of `step` around nodes, and the index of the nodes whole inside."""
+    inside = np.abs(pixels - nodes[:, None]) < step / 2
+    number = round(step / np.abs(np.diff(pixels)).mean())
+    whole = np.flatnonzero(inside.sum(1) == number)
+    return inside[whole] / number, whole
 
-    Its name must say what the reference is: the forecast's own input (consistency) or the analysed day (skill). RMSE,
-    bias and correlation are of the members' mean; Q-Q RMSE over 1 .. 99.9 % is the mean over members.
+
+def compare_cells(name, pairs):
+    """Score forecasts against a reference at its cells, all forecasts pooled: one row, in mm.
+
+    RMSE, bias and correlation are of the members' mean; Q-Q RMSE over 1 .. 99.9 % is the mean over members.
+
+    Args: name: must say what the reference is: the forecast's own input or the analysed day. pairs: of pair_cells.
     """
+    from scores.continuous import additive_bias, correlation, rmse
+
     members, truth = (np.concatenate(values, -1) for values in zip(*pairs, strict=True))
     mean, obs = xr.DataArray(members.mean(0), dims="cell"), xr.DataArray(truth, dims="cell")
-    gap = np.quantile(members, QQ_LEVELS[:-1], axis=1).T - np.quantile(truth, QQ_LEVELS[:-1])
+    gap = np.quantile(members, QQ_LEVELS, axis=1).T - np.quantile(truth, QQ_LEVELS)
     return {
         "name": name,
         "forecasts": len(pairs),
@@ -160,16 +237,17 @@ def compare_cells(name, pairs):
     }
 
 
-def _cell_weights(pixels, nodes, step):
-    """Averaging weights (cells, pixels) onto cells of `step` around nodes, and the index of the nodes whole inside."""
-    inside = np.abs(pixels - nodes[:, None]) < step / 2
-    number = round(step / np.abs(np.diff(pixels)).mean())
-    whole = np.flatnonzero(inside.sum(1) == number)
-    return inside[whole] / number, whole
+# ---------------------------------------------------------------- rows as text and as a file
 
 
 def format_table(rows, *, target=None):
-    """Rows of scores or comparisons as text, in mm; a title for `target` "interpolate" says what its truth is."""
+    """Make a printed table of rows of scores or comparisons, in mm.
+
+    Args: rows: of ScoreTable.rows or compare_forecasts. target: where the truth comes from; with "interpolate" the
+        title warns that the truth is an interpolation of the input.
+    """
+    import pandas
+
     counts = {key: rows[0][key] for key in ("fields", "pixels", "blocks") if key in rows[0]}
     lines = [f"Scores (target {target})" if target else "Scores"]
     if counts:
@@ -179,72 +257,51 @@ def format_table(rows, *, target=None):
             "The truth here is an INTERPOLATION OF THE INPUT: interpolation wins by construction, and rain below "
             "the LR cell is not verified."
         ]
-    keys = [key for key in rows[0] if key not in ("name", "note", *counts) and not key.endswith(("_low", "_high"))]
-    ranges = [key for key in ("rmse", "crps", "p99_ratio", "p999_ratio", "lsd_db") if f"{key}_low" in rows[0]]
-    scores = [{k: f"{row[k]:.4g}" if isinstance(row[k], float) else str(row[k]) for k in keys} for row in rows]
-    spans = [{f"{key} 95 %": f"{row[f'{key}_low']:.3g}..{row[f'{key}_high']:.3g}" for key in ranges} for row in rows]
+    table = pandas.DataFrame(rows, index=[f"{row['name']:26s}" for row in rows])
+    ends = ("_low", "_high")
+    keys = [key for key in table if key not in ("name", "note", *counts) and not key.endswith(ends)]
+    ranges = [key for key in ("rmse", "crps", "p99_ratio", "p999_ratio", "lsd_db") if f"{key}_low" in table]
+    texts = table[keys].map(lambda value: f"{value:.4g}" if isinstance(value, float) else str(value))
+    for key in ranges:
+        texts[f"{key} 95 %"] = [f"{row[f'{key}_low']:.3g}..{row[f'{key}_high']:.3g}" for row in rows]
     windows = [key for key in keys if "px" in key]
-    for part, texts in (
-        ([key for key in keys if key not in windows], scores),
-        (windows, scores),
-        (list(spans[0]), spans),
-    ):
-        widths = [max(9, len(key), *(len(text[key]) for text in texts)) for key in part]
-        table = [("", part)]
-        table += [(row["name"], [text[key] for key in part]) for row, text in zip(rows, texts, strict=True)]
-        for name, cells in table if part else ():
-            lines.append(f"{name:26s}" + "  ".join(f"{cell:>{n}s}" for cell, n in zip(cells, widths, strict=True)))
+    for part in ([key for key in keys if key not in windows], windows, list(texts.columns[len(keys) :])):
+        lines += [texts[part].to_string(col_space=10)] if part else []
     if "crps" in keys:
-        lines += [
-            "(mm; CRPS of one field is its mean absolute error; best is 1 for ratios, FSS and spread_skill, 0 for all others)"
-        ]
+        lines.append(
+            "(mm; CRPS of one field is its mean absolute error; best is 1 for ratios, FSS and spread_skill, 0 for all "
+            "others)"
+        )
     return "\n".join(lines + [f"  {row['name']}: {row['note']}" for row in rows if row.get("note")])
 
 
 def write_scores(path, rows):
-    """Write rows (dicts) as CSV, whole or not at all."""
-    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+    """Write rows of scores as CSV, whole or not at all; a score that is not defined is "nan"."""
+    import pandas
+
+    with whole_file(path) as part:
+        pandas.DataFrame(rows).to_csv(part, index=False, na_rep="nan", encoding="utf-8")
     log(f"wrote {path}")
 
 
-# ---------------------------------------------------------------- baselines
+# ---------------------------------------------------------------- simple methods to compare with
 
 
 def upsample(lr, scale, method):
-    """Interpolate lr (h, w), mm, between cell centres, edges held; the result (h * scale, w * scale) is float32, mm.
+    """Interpolate lr (h, w), mm, between cell centres; beyond the outer centres the outer values hold.
 
-    method: "nearest", "bilinear", or "bicubic" (Keys 1981, a = -0.75 as in torch; what falls below 0 becomes 0).
     For a missing cell (NaN) the nearest valid one stands in; its own pixels stay missing.
+
+    Args: method: "nearest", "bilinear", or "bicubic" (Keys 1981, a = -0.75; what falls below 0 becomes 0).
+    Returns: (h * scale, w * scale), float32, mm.
     """
     if method == "nearest":
         return _spread(lr, scale).astype(np.float32)
-    wy, wx = (_interpolation_weights(n, scale, method) for n in lr.shape)
-    field = np.maximum(wy @ _fill_nearest(lr) @ wx.T, 0)
-    return np.where(_spread(np.isfinite(lr), scale), field, np.nan).astype(np.float32)
+    import torch
 
-
-def _interpolation_weights(n, scale, method):
-    """(n * scale, n) weights of interpolation between cell centres along one axis, edges held."""
-    x, a = (np.arange(n * scale) + 0.5) / scale - 0.5, -0.75
-    weights = np.zeros((n * scale, n))
-    for k in range(-1, 3):
-        node = np.floor(x).astype(int) + k
-        t = np.abs(x - node)
-        near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * (t**3 - 5 * t**2 + 8 * t - 4)
-        w = {"bilinear": np.maximum(1 - t, 0), "bicubic": np.where(t <= 1, near, np.where(t < 2, far, 0))}[method]
-        np.add.at(weights, (np.arange(n * scale), np.clip(node, 0, n - 1)), w)
-    return weights
-
-
-def _fill_nearest(lr):
-    """lr (h, w) with missing cells from the nearest valid one; 0 where there is none."""
-    if not np.isfinite(lr).any():
-        return np.zeros(lr.shape)
-    nearest = scipy.ndimage.distance_transform_edt(~np.isfinite(lr), return_distances=False, return_indices=True)
-    return lr[tuple(nearest)].astype(np.float64)
+    cells = torch.from_numpy(fill_nearest(lr))[None, None]  # (1, 1, h, w)
+    field = torch.nn.functional.interpolate(cells, scale_factor=scale, mode=method, align_corners=False)[0, 0]
+    return np.where(_spread(np.isfinite(lr), scale), field.clamp(min=0).numpy(), np.nan).astype(np.float32)
 
 
 def _spread(cells, scale):
@@ -252,7 +309,7 @@ def _spread(cells, scale):
 
 
 def rainfarm(lr, scale, *, members, seed):
-    """RainFARM (Rebora et al. 2006) by pysteps, with the spectral slope of lr (2 where lr, mm, shows none).
+    """Make RainFARM members (Rebora et al. 2006) with pysteps, with the spectral slope of lr, or 2 where it has none.
 
     Returns: (members, h * scale, w * scale) float32, mm, missing where lr (h, w) is; None without pysteps.
     """
@@ -261,7 +318,7 @@ def rainfarm(lr, scale, *, members, seed):
             from pysteps.downscaling.rainfarm import downscale
     except ImportError:
         return None
-    filled, state = _fill_nearest(lr), np.random.get_state()  # pysteps draws from the global state
+    filled, state = fill_nearest(lr), np.random.get_state()  # pysteps draws from the global state
     fields = np.zeros((members, lr.shape[0] * scale, lr.shape[1] * scale), np.float32)
     np.random.seed(seed)
     try:
@@ -277,7 +334,9 @@ def rainfarm(lr, scale, *, members, seed):
 
 
 class QuantileMatcher:
-    """Quantile mapping of bilinear fields onto HR (Panofsky and Brier 1968), never fitted on the day it maps.
+    """Gives bilinear fields the rain amounts of the truth (quantile mapping, Panofsky and Brier 1968).
+
+    A day is mapped with the quantiles of all other days, never with its own.
 
     note: what the table shall say of the fit.
     """
@@ -292,7 +351,7 @@ class QuantileMatcher:
         self.days[day] = self.days.get(day, 0) + histogram(pair[:, np.isfinite(pair).all(0)])
 
     def map(self, field, *, day):
-        """field (H, W), mm, with the rain amounts of HR on all days but `day`; all NaN where there is no other day."""
+        """Map a field (H, W), mm, to the rain amounts of HR on all days but `day`; all NaN without another day."""
         others = [counts for key, counts in self.days.items() if key != day]
         if not others:
             return np.full_like(field, np.nan)
@@ -311,6 +370,8 @@ def fair_crps(members, truth):
     """Fair CRPS (Ferro 2014) of members (M, n) against truth (n,), mm -> (n,); of one member, its absolute error."""
     if len(members) == 1:
         return np.abs(members[0] - truth)
+    from scores.probability import crps_for_ensemble
+
     fields = xr.DataArray(members, dims=("member", "n")), xr.DataArray(truth, dims="n")
     return crps_for_ensemble(*fields, "member", method="fair", preserve_dims="all").values
 
@@ -344,13 +405,13 @@ def lsd(spectrum, truth):
 
 
 def histogram(values):
-    """Counts (M, bins) of values (M, n), mm, between EDGES, 64 bins a power of two."""
+    """Count the values (M, n), mm, in each bin between EDGES: (M, bins)."""
     codes = np.clip((np.ascontiguousarray(values, np.float32).view(np.int32) >> 17) - FIRST + 1, 0, LAST - FIRST)
     return np.stack([np.bincount(row, minlength=LAST - FIRST + 1).astype(np.int32) for row in codes])
 
 
 def histogram_quantile(counts, levels):
-    """(M, levels) of counts (M, bins), linear within a bin, the dry bin 0; NaN without a count."""
+    """Quantiles (M, levels), mm, from histograms (M, bins): linear within a bin, 0 in the dry bin, NaN if empty."""
     rows = [
         np.interp(levels * (row.sum() - 1) + 0.5, np.append(0, np.cumsum(row)), EDGES)
         if row.any()
@@ -361,18 +422,23 @@ def histogram_quantile(counts, levels):
 
 
 def sal(sr, hr):
-    """Structure, amplitude and location errors (Wernli et al. 2008) of sr against hr (H, W), mm, missing taken as dry.
+    """Structure, amplitude and location errors (SAL, Wernli et al. 2008) of sr against hr (H, W), mm.
 
-    Objects are what reaches 1/15 of the 95 % quantile of the wet pixels (Wernli et al. 2009), corners joined. S (-2 .. 2)
-    above 0: objects too large or flat; A (-2 .. 2) above 0: too much rain; L (0 .. 2): misplaced, as a share of the
-    domain's diagonal. S and L are NaN where a field is dry.
+    Missing pixels are taken as dry. A rain object is connected rain (also over corners) of at least 1/15 of the 95 %
+    quantile of the wet pixels (Wernli et al. 2009).
+
+    Returns: S (-2 .. 2), above 0: objects too large or flat; A (-2 .. 2), above 0: too much rain; L (0 .. 2): distance
+        of the rain from its true place, as a share of the domain's diagonal. S and L are NaN where a field is dry.
     """
     return _sal(_objects(np.nan_to_num(sr)), _objects(np.nan_to_num(hr)), hr.shape)
 
 
 def _objects(field):
-    """Of a field (H, W), mm, without NaN: scaled volume of its rain objects, their mean distance from its centre of mass
-    weighted by their rain, that centre (2,), and its mean; NaN for what a dry field does not have."""
+    """What SAL needs of a field (H, W), mm, without NaN.
+
+    Returns: (scaled volume of its rain objects, their mean distance from the centre of mass of all rain, weighted by
+        the objects' rain, that centre (2,), mean rain); the first three are NaN for a dry field.
+    """
     total, wet = field.sum(dtype=np.float64), field[field > 0]
     if not wet.size:
         return np.nan, np.nan, np.full(2, np.nan), 0.0
@@ -395,44 +461,196 @@ def _sal(one, two, shape):
 
 
 def _fss(totals, observed):
-    """Fractions skill score (Roberts and Lean 2008), (T, scales); members as shares of events (Schwartz et al. 2010)."""
+    """Fractions skill score (Roberts and Lean 2008), (thresholds, windows), from sums of squared event shares.
+
+    The event share of an ensemble is the mean over its members (Schwartz et al. 2010).
+
+    Args: totals: sums of made x made ("fss") and made x observed ("cross"). observed: of observed x observed.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         return 1 - (totals["fss"] + observed - 2 * totals["cross"]) / (totals["fss"] + observed)
 
 
-def wet_windows(hr, side):
-    """Slices (rows, columns) of windows of `side` pixels, half a window apart, with no missing pixel and over 3 % wet.
+# ---------------------------------------------------------------- what one field adds to the table
 
-    Wet is more than 0.02 mm, counted on every fourth pixel, as in the published bars.
+
+class Truth(NamedTuple):
+    """What every row of one day is compared with."""
+
+    hr: np.ndarray  # (H, W), mm
+    ok: np.ndarray  # (H, W), true where the pixel is scored
+    shares: list  # of DayTerms.shares
+    objects: tuple  # of _objects
+
+
+@dataclass(frozen=True)
+class DayTerms:
+    """Sums over the pixels of one day, from which the scores of many days are made.
+
+    Args: scale: HR pixels along an LR cell. thresholds: mm, of FSS and reliability. windows: sides of the FSS windows,
+        pixels.
     """
-    for i in range(0, hr.shape[0] - side + 1, max(1, side // 2)):
-        for j in range(0, hr.shape[1] - side + 1, max(1, side // 2)):
-            window = hr[i : i + side, j : j + side]
-            if np.isfinite(window).all() and (window[::4, ::4] > 0.02).mean() > 0.03:
-                yield slice(i, i + side), slice(j, j + side)
+
+    scale: int
+    thresholds: tuple
+    windows: tuple
+
+    @property
+    def labels(self):
+        """Names of the FSS scores, in the order of their values."""
+        return [f"fss_{t:g}mm_{k}px" for t in self.thresholds for k in self.windows]
+
+    def shares(self, field, ok):
+        """Share of events around each pixel: [threshold][window] of (H, W), from members (M, H, W)."""
+        events = [(field >= t).sum(0, dtype=np.float32) * ok / len(field) for t in self.thresholds]
+        return [
+            [
+                scipy.ndimage.uniform_filter(event, k, mode="constant") if k > 1 and event.any() else event
+                for k in self.windows
+            ]
+            for event in events
+        ]
+
+    def field(self, field, ok, shares, stride):
+        """Terms of a field (M, H, W) alone; `shares` is its own, every stride-th pixel enters the quantiles."""
+        values = field[:, ok][:, ::stride]
+        terms = {
+            "values": values,
+            "histogram": histogram(values),
+            "fss": np.array([[np.vdot(a, a) for a in row] for row in shares], np.float64),
+        }
+        return terms | ({"spectrum": rapsd(field).mean(0)} if ok.all() else {})
+
+    def row(self, field, truth, lr, stride):
+        """Terms of a field (M, H, W) beside the Truth of its day and its input lr (h, w)."""
+        hr, ok, observed, objects = truth
+        shares, values = self.shares(field, ok), field[:, ok]
+        gaps = np.abs([_sal(_objects(np.where(ok, member, 0)), objects, hr.shape) for member in field])
+        gaps = gaps[np.isfinite(gaps).all(1)]  # of the members that are not dry
+        error = values.mean(0) - hr[ok]
+        variance = values.var(0, ddof=1) if len(values) > 1 else np.zeros(1)
+        sums = ok, error, error**2, fair_crps(values, hr[ok]), variance
+        cross = [[np.vdot(a, b) for a, b in zip(*rows, strict=True)] for rows in zip(shares, observed, strict=True)]
+        means = np.stack([block_mean(member.astype(np.float64), self.scale) for member in field])
+        return self.field(field, ok, shares, stride) | {
+            "sums": np.array([term.sum(dtype=np.float64) for term in sums]),
+            "cross": np.array(cross, np.float64),
+            "sal": np.append(gaps.mean(0), 1) if len(gaps) else np.zeros(4),
+            "conservation": float(np.abs(means - lr)[:, np.isfinite(lr)].max(initial=0)),
+        }
+
+    def ranks(self, values, truth, random):
+        """Rank histogram, ties (dry pixels) broken at random (Hamill 2001), and counts for the reliability diagram.
+
+        Args: values (M, n), truth (n,), mm. random: a NumPy generator.
+        Returns: {"ranks": (M + 1,), "reliability": (thresholds, M + 1, 2): pixels by the number of members with the
+            event, and those of them where it was observed}.
+        """
+        members = len(values)
+        ranks = (values < truth).sum(0) + random.integers(0, (values == truth).sum(0) + 1)
+        votes = [((values >= t).sum(0), truth >= t) for t in self.thresholds]
+        counts = [[np.bincount(v, minlength=members + 1), np.bincount(v, event, members + 1)] for v, event in votes]
+        return {
+            "ranks": np.bincount(ranks, minlength=members + 1),
+            "reliability": np.array(counts).transpose(0, 2, 1),
+        }
 
 
-def _windows(lr, hr, scale, side):
-    """(lr, hr, slices of hr) of the wet windows, `side` LR cells wide, among the whole LR cells."""
-    for r, c in wet_windows(hr[: len(lr) * scale, : lr.shape[1] * scale], side * scale):
-        yield lr[r.start // scale : r.stop // scale, c.start // scale : c.stop // scale], hr[r, c], (r, c)
+# ---------------------------------------------------------------- what is kept of many days
 
 
-# ---------------------------------------------------------------- ScoreTable
+class PixelSample:
+    """Pixel values kept for exact quantiles: every stride-th, and every third of these once more than `limit` are kept.
+
+    values: {row name: [(M, n) of each day]}.
+    """
+
+    def __init__(self, stride, limit):
+        self.stride, self.limit, self.values = stride, limit, {}
+
+    def add(self, name, values):
+        """Keep the values (M, n), mm, of a day; they were taken with the stride of now."""
+        self.values.setdefault(name, []).append(values)
+
+    def thin(self):
+        """Keep every third value where there are too many."""
+        if sum(v.size for days in self.values.values() for v in days) > self.limit:
+            self.stride *= 3
+            self.values = {name: [v[:, ::3].copy() for v in days] for name, days in self.values.items()}
+
+    def quantiles(self, name):
+        """Quantiles (M, levels), mm, of a row at LEVELS; NaN where no pixel was added."""
+        values = np.concatenate(self.values[name], 1)
+        if not values.size:
+            return np.full((len(values), len(LEVELS)), np.nan)
+        return np.quantile(values, LEVELS, axis=1).T
+
+
+class BlockSums:
+    """Sums of terms for each bootstrap block; beyond `limit` blocks neighbours are joined.
+
+    blocks: {block: {(row name, term): sum}}.
+    """
+
+    def __init__(self, limit):
+        self.limit, self.blocks = limit, {}
+
+    def add(self, block, name, terms):
+        """Add the terms {name: array} of a row to a block."""
+        self._join(self.blocks.setdefault(block, {}), {(name, key): value for key, value in terms.items()})
+
+    def thin(self):
+        """Join each two neighbouring blocks where there are too many."""
+        if len(self.blocks) > self.limit:
+            keys = list(self.blocks)
+            for one, two in zip(keys[::2], keys[1::2], strict=False):
+                self._join(self.blocks[one], self.blocks.pop(two))
+
+    def weights(self, resamples, seed):
+        """How often each block counts (1 + resamples, blocks): once, then as often as it is drawn (Efron 1979).
+
+        One block alone is not drawn from: (1, 1).
+        """
+        number = len(self.blocks)
+        if number < 2:
+            return np.ones((1, number))
+        draws = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=resamples)
+        return np.concatenate([np.ones((1, number)), draws])
+
+    def totals(self, name, weights):
+        """Weighted sums of a row over the blocks: {term: (len(weights), ...)}."""
+        zeros = {
+            key: np.zeros_like(value)
+            for block in self.blocks.values()
+            for key, value in block.items()
+            if key[0] == name
+        }
+        return {
+            key[1]: np.tensordot(weights, np.stack([block.get(key, zero) for block in self.blocks.values()]), 1)
+            for key, zero in zeros.items()
+        }
+
+    @staticmethod
+    def _join(block, terms):
+        for key, value in terms.items():
+            block[key] = block[key] + value if key in block else value
+
+
+# ---------------------------------------------------------------- the score table
 
 
 class ScoreTable:
-    """Scores of downscaled days beside baselines: add() days or add_windows(), then read rows() and curves().
+    """Scores of downscaled days beside simple methods: add() days or add_windows(), then read rows() and curves().
 
-    Init, accumulate, compute as in pySTEPS (Pulkkinen et al. 2019): only sums and histograms are kept, and pixel values
-    for the quantiles; beyond `limit` numbers every third pixel of them stays. Every row is scored on the same pixels:
-    those where truth and LR cell are both present. Quantiles, spectra and SAL (mean absolute S, A and L of the fields
-    where neither truth nor member is dry) are means over members.
+    Init, accumulate, compute as in pySTEPS (Pulkkinen et al. 2019): sums and histograms are kept, and pixel values for
+    the quantiles. Every row is scored on the same pixels: those where truth and LR cell are both present. Quantiles,
+    spectra and SAL (mean absolute S, A and L of the fields where neither truth nor member is dry) are means over
+    members.
 
     Args: scale: HR pixels along an LR cell. thresholds: mm, of FSS and reliability. fss_scales: sides of the FSS
         windows, pixels (default 1, sqrt(scale), scale). matcher: QuantileMatcher for its row. rainfarm_members: 0 for
-        no row. stride: every stride-th pixel enters the quantiles (the published radar bars take 7). max_blocks:
-        beyond it, neighbouring bootstrap blocks are joined.
+        no row. stride: every stride-th pixel enters the quantiles (7 in the published radar scores). limit: kept pixel
+        values; beyond it, every third stays. max_blocks: beyond it, neighbouring bootstrap blocks are joined.
     """
 
     def __init__(
@@ -448,243 +666,159 @@ class ScoreTable:
         limit=2**26,
         max_blocks=256,
     ):
-        self.scale, self.thresholds, self.matcher, self.stride = scale, tuple(thresholds), matcher, stride
-        self.fss_scales = tuple(fss_scales or sorted({1, round(scale**0.5), scale}))
-        self.rainfarm_members, self.seed, self.limit, self.max_blocks = rainfarm_members, seed, limit, max_blocks
-        self.blocks, self.samples, self.conservation, self.shape, self.fields = {}, {}, {}, None, 0
+        windows = fss_scales or sorted({1, round(scale**0.5), scale})
+        self.terms = DayTerms(scale, tuple(thresholds), tuple(windows))
+        self.matcher, self.rainfarm_members, self.seed = matcher, rainfarm_members, seed
+        self.sample, self.sums = PixelSample(stride, limit), BlockSums(max_blocks)
+        self.conservation = {}  # largest difference of block means from LR, mm, by row name
+        self.shape, self.fields = None, 0  # (members, H, W) of a field, and how many were added
 
     def add(self, sr, hr, lr, *, day, block=None):
         """Add a day: sr (M, H, W) or (H, W), hr (H, W), lr (h, w), mm, NaN = missing.
 
-        day names it for the matcher, block (default: day) for the bootstrap. Pixels beyond the whole LR cells, counted
-        from the north-west corner, are left out.
+        Pixels beyond the whole LR cells, counted from the north-west corner, are left out.
+
+        Args: day: names it for the matcher. block: names it for the bootstrap (default: day).
         Raises: ValueError: shapes fit neither each other nor the first day's; SR missing where LR and HR are present.
         """
         sr, hr, lr, ok = self._check(np.asarray(sr, np.float32), np.asarray(hr, np.float32), np.asarray(lr))
-        store = self.blocks.setdefault(day if block is None else block, {})
-        observed, smooth = self._field_terms(hr[None], hr[None, ok], ok)
-        truth, names, fields = (
-            (hr, smooth, _objects(np.where(ok, hr, 0))),
-            *zip(*self._methods(sr, lr, day), strict=True),
-        )
+        block, stride = day if block is None else block, self.sample.stride
+        shares = self.terms.shares(hr[None], ok)
+        truth = Truth(hr, ok, shares, _objects(np.where(ok, hr, 0)))
+        self._keep(block, "observed", self.terms.field(hr[None], ok, shares, stride))
+        fields = self._methods(sr, lr, day)
         with ThreadPoolExecutor(2) as pool:  # NumPy leaves the interpreter alone; more at once would take more memory
-            rows = pool.map(functools.partial(self._row_terms, truth=truth, lr=lr, ok=ok), fields)
-            for name, terms in (("observed", observed), *zip(names, rows, strict=True)):
-                self.samples.setdefault(name, []).append(terms.pop("values"))
-                if "gap" in terms:
-                    self.conservation[name] = float(np.maximum(terms.pop("gap"), self.conservation.get(name, 0)))
-                _join(store, {(name, key): value for key, value in terms.items()})
+            rows = pool.map(lambda field: self.terms.row(field, truth, lr, stride), fields.values())
+            for name, terms in zip(fields, rows, strict=True):
+                self._keep(block, name, terms)
         if len(sr) > 1:
-            self._add_ranks(store, sr[:, ok], hr[ok])
+            random = np.random.default_rng([self.seed, self.fields])
+            self.sums.add(block, "ranks", self.terms.ranks(sr[:, ok], hr[ok], random))
         self.fields += 1
-        if sum(v.size for sample in self.samples.values() for v in sample) > self.limit:
-            self.stride *= 3
-            self.samples = {name: [v[:, ::3].copy() for v in sample] for name, sample in self.samples.items()}
-        if len(self.blocks) > self.max_blocks:
-            keys = list(self.blocks)
-            for one, two in zip(keys[::2], keys[1::2], strict=False):
-                _join(self.blocks[one], self.blocks.pop(two))
+        self.sample.thin()
+        self.sums.thin()
 
     def add_windows(self, sr, hr, lr, *, day, side, block=None):
         """Add the wet windows, `side` LR cells wide, of one file (as in add), each on its own; returns their number.
 
         Windows overlap by half, so those that begin in the same square of one window's side are one bootstrap block:
-        blocks of one degree would count a pixel as four independent ones.
+        as blocks of their own, one pixel would count as four independent ones.
         """
-        number, pixels = 0, side * self.scale
-        for lr_window, hr_window, (r, c) in _windows(lr, hr, self.scale, side):
-            place = (day if block is None else block, r.start // pixels, c.start // pixels)
+        number, scale = 0, self.terms.scale
+        for lr_window, hr_window, (r, c) in _windows(lr, hr, scale, side):
+            place = (day if block is None else block, r.start // (side * scale), c.start // (side * scale))
             self.add(sr[..., r, c], hr_window, lr_window, day=day, block=place)
             number += 1
         return number
 
     def rows(self, *, resamples=500, level=0.95):
-        """A dict a row: every score, its `_low` and `_high` by bootstrap over blocks, and in `note` why one is NaN.
+        """Make the rows of the table, a dict each: every score, the ends `_low`, `_high` of its interval, and a note.
 
-        A distance of two distributions (Q-Q RMSE, spectra) is never 0 in a resample: its interval leans high.
+        Intervals are by bootstrap over blocks; the note says why a score is NaN. A distance of two distributions (Q-Q
+        RMSE, spectra) is never 0 in a resample: its interval leans high.
         """
-        weights = self._draws(resamples)
-        observed = self._totals("observed", weights)
-        return [self._row(name, weights, observed, (0.5 - level / 2, 0.5 + level / 2)) for name in self.conservation]
+        weights, ends = self.sums.weights(resamples, self.seed), (0.5 - level / 2, 0.5 + level / 2)
+        observed, truth = self.sums.totals("observed", weights), self.sample.quantiles("observed")
+        return [self._row(name, weights, observed, truth, ends) for name in self.conservation]
 
     def curves(self, *, resamples=200, level=0.95):
-        """What the pictures need: for "observed" and each row quantiles with band, exceedance, spectrum and FSS."""
-        weights, levels = self._draws(resamples), QQ_LEVELS[:-1]
-        curves = {
-            "levels": levels,
+        """Collect what the pictures show.
+
+        Returns: {"rows": for "observed" and each row quantiles with band, exceedance, spectrum and FSS; "levels" of the
+            quantiles; "edges" of the exceedance, mm; "thresholds", "fss_scales", "fields", "blocks", "pixels"; with two
+            members or more "ranks" (M + 1,) and "reliability" (T, M + 1, 2)}.
+        """
+        weights, ends = self.sums.weights(resamples, self.seed), (0.5 - level / 2, 0.5 + level / 2)
+        observed = self.sums.totals("observed", weights)["fss"][0]
+        rows, pixels = {}, 0
+        for name in self.sample.values:
+            totals = self.sums.totals(name, weights)
+            rows[name] = _curve(totals, observed, self.sample.quantiles(name), ends)
+            pixels = int(totals["sums"][0][0]) if "sums" in totals else 0
+        return {
+            "levels": QQ_LEVELS,
             "edges": EDGES[1:],
-            "thresholds": self.thresholds,
-            "fss_scales": self.fss_scales,
+            "thresholds": self.terms.thresholds,
+            "fss_scales": self.terms.windows,
             "fields": self.fields,
-            "blocks": len(self.blocks),
-            "pixels": 0,
-            "rows": {},
+            "blocks": len(self.sums.blocks),
+            "pixels": pixels,
+            "rows": rows,
+            **_pick(self.sums.totals("ranks", weights), 0),
         }
-        observed = self._totals("observed", weights)
-        for name in self.samples:
-            totals = self._totals(name, weights)
-            drawn = [histogram_quantile(counts, levels).mean(0) for counts in totals["histogram"][1:]]
-            counts = totals["histogram"][0].sum(0)
-            curves["rows"][name] = {
-                "quantiles": self._quantiles(name)[:, :-1].mean(0),
-                "band": np.quantile(drawn, (0.5 - level / 2, 0.5 + level / 2), axis=0) if drawn else None,
-                "exceedance": 1 - np.cumsum(counts) / max(counts.sum(), 1),  # share of pixels >= edges
-                "spectrum": totals["spectrum"][0] if "spectrum" in totals else None,
-                "fss": _fss(_pick(totals, 0), observed["fss"][0]) if "cross" in totals else None,
-            }
-            curves["pixels"] = int(totals["sums"][0][0]) if "sums" in totals else 0
-        return curves | _pick(self._totals("ranks", weights), 0)  # ranks (M + 1), reliability (T, M + 1, 2)
 
     def _check(self, sr, hr, lr):
-        sr, rows, cols = sr[None] if sr.ndim == 2 else sr, len(lr) * self.scale, lr.shape[1] * self.scale
+        """sr (M, H, W), hr and lr cut to whole LR cells, and `ok` (H, W): the pixels to score."""
+        scale = self.terms.scale
+        sr, rows, cols = sr[None] if sr.ndim == 2 else sr, len(lr) * scale, lr.shape[1] * scale
         if sr.shape[1:] != hr.shape or hr.shape[0] < rows or hr.shape[1] < cols:
             raise ValueError(
                 f"scores: SR {sr.shape} and truth {hr.shape} must share a grid that holds the {lr.shape} "
-                f"LR cells of {self.scale} pixels ({rows} x {cols})"
+                f"LR cells of {scale} pixels ({rows} x {cols})"
             )
         if self.shape not in (None, (len(sr), rows, cols)):
             raise ValueError(f"scores: members and grid are {(len(sr), rows, cols)}, before they were {self.shape}")
         self.shape, sr, hr = (len(sr), rows, cols), sr[:, :rows, :cols], hr[:rows, :cols]
-        ok = np.isfinite(hr) & _spread(np.isfinite(lr), self.scale)
+        ok = np.isfinite(hr) & _spread(np.isfinite(lr), scale)
         if not np.isfinite(sr[:, ok]).all():
             raise ValueError("scores: SR is missing where its LR cell and the truth are present")
         return sr, hr, lr, ok
 
     def _methods(self, sr, lr, day):
-        fields = {method: upsample(lr, self.scale, method)[None] for method in ("nearest", "bilinear", "bicubic")}
+        """The fields of every row, {name: (M, H, W)}: the simple methods, then the model's."""
+        scale = self.terms.scale
+        fields = {method: upsample(lr, scale, method)[None] for method in ("nearest", "bilinear", "bicubic")}
         if self.matcher is not None:
             fields[MATCHED] = self.matcher.map(fields["bilinear"], day=day)
         if self.rainfarm_members:
-            fields["RainFARM"] = rainfarm(lr, self.scale, members=self.rainfarm_members, seed=self.seed + self.fields)
+            fields["RainFARM"] = rainfarm(lr, scale, members=self.rainfarm_members, seed=self.seed + self.fields)
         if len(sr) > 1:
             fields |= {"ensemble mean": sr.mean(0, keepdims=True), "one member": sr[:1], "ensemble": sr}
         else:
             fields["one member"] = sr
-        return [(name, field) for name, field in fields.items() if field is not None]
+        return {name: field for name, field in fields.items() if field is not None}
 
-    def _field_terms(self, field, values, ok):
-        """({values, histogram, spectrum and FSS terms} of field (M, H, W), its smoothed event shares [threshold][scale]).
+    def _keep(self, block, name, terms):
+        self.sample.add(name, terms.pop("values"))
+        if "conservation" in terms:
+            self.conservation[name] = float(np.maximum(terms.pop("conservation"), self.conservation.get(name, 0)))
+        self.sums.add(block, name, terms)
 
-        values: field[:, ok].
-        """
-        values = values[:, :: self.stride]
-        shares = [(field >= t).sum(0, dtype=np.float32) * ok / len(field) for t in self.thresholds]
-        smooth = [
-            [
-                scipy.ndimage.uniform_filter(share, k, mode="constant") if k > 1 and share.any() else share
-                for k in self.fss_scales
-            ]
-            for share in shares
-        ]
-        terms = {
-            "values": values,
-            "histogram": histogram(values),
-            "fss": np.array([[np.vdot(a, a) for a in row] for row in smooth], np.float64),
-        }
-        if ok.all():
-            terms["spectrum"] = rapsd(field).mean(0)
-        return terms, smooth
-
-    def _row_terms(self, field, *, truth, lr, ok):
-        """What a day adds to the row of field (M, H, W); truth: hr, its smoothed event shares and its rain objects."""
-        hr, shares, objects = truth
-        values, (h, w) = field[:, ok], lr.shape
-        kept, smooth = self._field_terms(field, values, ok)
-        gaps = np.abs([_sal(_objects(np.where(ok, member, 0)), objects, hr.shape) for member in field])
-        gaps = gaps[np.isfinite(gaps).all(1)]  # of the members that are not dry
-        error = values.mean(0) - hr[ok]
-        variance = values.var(0, ddof=1) if len(values) > 1 else np.zeros(1)
-        terms = ok, error, error**2, fair_crps(values, hr[ok]), variance
-        cross = [[np.vdot(a, b) for a, b in zip(*rows, strict=True)] for rows in zip(smooth, shares, strict=True)]
-        means = field.reshape(-1, h, self.scale, w, self.scale).mean((2, 4), dtype=np.float64)
-        return kept | {
-            "sums": np.array([term.sum(dtype=np.float64) for term in terms]),
-            "cross": np.array(cross, np.float64),
-            "sal": np.append(gaps.mean(0), 1) if len(gaps) else np.zeros(4),
-            "gap": np.abs(means - lr)[:, np.isfinite(lr)].max(initial=0),
-        }
-
-    def _add_ranks(self, store, values, truth):
-        """Rank histogram, ties (dry pixels) broken at random (Hamill 2001), and counts for the reliability diagram."""
-        members, random = len(values), np.random.default_rng([self.seed, self.fields])
-        ranks = (values < truth).sum(0) + random.integers(0, (values == truth).sum(0) + 1)
-        votes = [((values >= t).sum(0), truth >= t) for t in self.thresholds]
-        counts = [[np.bincount(v, minlength=members + 1), np.bincount(v, event, members + 1)] for v, event in votes]
-        _join(
-            store,
-            {
-                ("ranks", "ranks"): np.bincount(ranks, minlength=members + 1),
-                ("ranks", "reliability"): np.array(counts).transpose(0, 2, 1),
-            },
-        )
-
-    def _draws(self, resamples):
-        """(1 + resamples, blocks): each block once, then as often as drawn (Efron 1979); no draws of one block."""
-        number = len(self.blocks)
-        if number < 2:
-            return np.ones((1, number))
-        draws = np.random.default_rng(self.seed).multinomial(number, np.full(number, 1 / number), size=resamples)
-        return np.concatenate([np.ones((1, number)), draws])
-
-    def _totals(self, name, weights):
-        zeros = {
-            key: np.zeros_like(value)
-            for store in self.blocks.values()
-            for key, value in store.items()
-            if key[0] == name
-        }
-        return {
-            key[1]: np.tensordot(weights, np.stack([store.get(key, zero) for store in self.blocks.values()]), 1)
-            for key, zero in zeros.items()
-        }
-
-    def _quantiles(self, name):
-        """(M, levels), mm, at QQ_LEVELS; NaN where no pixel was added."""
-        values = np.concatenate(self.samples[name], 1)
-        if not values.size:
-            return np.full((len(values), len(QQ_LEVELS)), np.nan)
-        return np.quantile(values, QQ_LEVELS, axis=1).T
-
-    def _row(self, name, weights, observed, ends):
-        totals = self._totals(name, weights)
-        labels = [f"{t:g}mm_{k}px" for t in self.thresholds for k in self.fss_scales]
-        exact, truth = self._quantiles(name), self._quantiles("observed")
-        point = _summary(_pick(totals, 0), _pick(observed, 0), exact, truth, labels)
+    def _row(self, name, weights, observed, truth, ends):
+        """A row of the table; observed and truth: totals and quantiles of the truth, ends: levels of the interval."""
+        totals, exact, labels = self.sums.totals(name, weights), self.sample.quantiles(name), self.terms.labels
+        point = _scores(_pick(totals, 0), _pick(observed, 0), exact, truth, labels)
         draws = [
-            _summary(
+            _scores(
                 _pick(totals, b),
                 _pick(observed, b),
-                *(histogram_quantile(t["histogram"][b], QQ_LEVELS) for t in (totals, observed)),
+                *(histogram_quantile(t["histogram"][b], LEVELS) for t in (totals, observed)),
                 labels,
             )
             for b in range(1, len(weights))
         ]
-        row, reasons = {"name": name}, set()
-        for key, value in point.items():
-            drawn = [d[key] for d in draws if np.isfinite(d[key])] if np.isfinite(value) else []
-            low, high = np.quantile(drawn, ends) if drawn else (np.nan, np.nan)
-            row |= {key: value, f"{key}_low": float(low), f"{key}_high": float(high)}
-            if not np.isfinite(value) and (key != "spread_skill" or len(exact) > 1):
-                reasons.add(f"{key}: {REASONS.get(key, 'no event')}")
-        if not np.isfinite(point["crps"]):
-            reasons = {"no other day to fit on" if totals["sums"][0][0] else "no pixel present in truth and input"}
-        elif name == MATCHED and self.matcher.note:
+        pixels = int(totals["sums"][0][0])
+        reasons = _reasons(point, len(exact), pixels)
+        if name == MATCHED and self.matcher.note and np.isfinite(point["crps"]):
             reasons.add(self.matcher.note)
         if len(weights) < 2:
             reasons.add("no intervals from one block")
-        return row | {
+        return _with_intervals(name, point, draws, ends) | {
             "conservation_mm": self.conservation[name],
-            "pixels": int(totals["sums"][0][0]),
+            "pixels": pixels,
             "fields": self.fields,
-            "blocks": len(self.blocks),
+            "blocks": len(self.sums.blocks),
             "note": "; ".join(sorted(reasons)),
         }
 
 
-def _summary(totals, observed, quantiles, truth, labels):
-    """Scores of a row from its sums, its quantiles (M, levels) and those of the truth (1, levels), at QQ_LEVELS."""
+# ---------------------------------------------------------------- rows and curves from sums
+
+
+def _scores(totals, observed, quantiles, truth, labels):
+    """Scores of a row from its sums, its quantiles (M, levels) and those of the truth (1, levels), at LEVELS."""
     n, error, square, crps, variance = totals["sums"]
-    members, gap = len(quantiles), (quantiles - truth)[:, :-1]
+    members, gap = len(quantiles), (quantiles - truth)[:, : len(QQ_LEVELS)]
     with np.errstate(invalid="ignore", divide="ignore"):
         rmse, ratio = np.sqrt(square / n), quantiles.mean(0) / truth[0]
         scores = {
@@ -699,13 +833,39 @@ def _summary(totals, observed, quantiles, truth, labels):
             "spread_skill": np.sqrt(variance / n * (members + 1) / members) / rmse if members > 1 else np.nan,
         }
         scores |= dict(zip(("sal_s", "sal_a", "sal_l"), totals["sal"][:3] / totals["sal"][3], strict=True))
-    scores |= {f"fss_{label}": value for label, value in zip(labels, _fss(totals, observed["fss"]).flat, strict=True)}
+    scores |= dict(zip(labels, _fss(totals, observed["fss"]).flat, strict=True))
     return {key: float(value) if np.isfinite([value, square]).all() else np.nan for key, value in scores.items()}
 
 
-def _join(store, stats):
-    for key, value in stats.items():
-        store[key] = store[key] + value if key in store else value
+def _with_intervals(name, point, draws, ends):
+    """A row with each score and the ends of its interval, the quantiles `ends` of the scores of the resamples."""
+    row = {"name": name}
+    for key, value in point.items():
+        drawn = [d[key] for d in draws if np.isfinite(d[key])] if np.isfinite(value) else []
+        low, high = np.quantile(drawn, ends) if drawn else (np.nan, np.nan)
+        row |= {key: value, f"{key}_low": float(low), f"{key}_high": float(high)}
+    return row
+
+
+def _reasons(point, members, pixels):
+    """Why scores of a row are NaN, a set of words."""
+    if not np.isfinite(point["crps"]):
+        return {"no other day to fit on" if pixels else "no pixel present in truth and input"}
+    missing = [key for key, value in point.items() if not np.isfinite(value) and (key != "spread_skill" or members > 1)]
+    return {f"{key}: {REASONS.get(key, 'no event')}" for key in missing}
+
+
+def _curve(totals, observed, quantiles, ends):
+    """What the pictures show of one row; observed: the truth's squared event shares, ends: levels of the band."""
+    drawn = [histogram_quantile(counts, QQ_LEVELS).mean(0) for counts in totals["histogram"][1:]]
+    counts = totals["histogram"][0].sum(0)
+    return {
+        "quantiles": quantiles[:, : len(QQ_LEVELS)].mean(0),
+        "band": np.quantile(drawn, ends, axis=0) if drawn else None,
+        "exceedance": 1 - np.cumsum(counts) / max(counts.sum(), 1),  # share of pixels >= edges
+        "spectrum": totals["spectrum"][0] if "spectrum" in totals else None,
+        "fss": _fss(_pick(totals, 0), observed) if "cross" in totals else None,
+    }
 
 
 def _pick(totals, index):
