@@ -1,10 +1,12 @@
-"""Every figure: maps, Q-Q plots and the curves of a score table.
+"""Draws every figure: maps, Q-Q plots and the curves of a score table.
 
-Reads    fields (DataArrays, mm) and the curves of verification.ScoreTable.
-Writes   PNG files, with save_figure.
+Reads    fields (DataArrays, mm), the curves of ScoreTable and the cells of forecast_cells (verification.py).
+Writes   PNG files: save_figure one, plot_evaluation and plot_forecasts those of a whole run of stages 3 and 4.
 
     from plots import plot_maps, save_figure
     save_figure(plot_maps(lr, sr, hr), "map.png")
+
+Loading it loads matplotlib: stages import it only when they draw.
 """
 
 import functools
@@ -16,11 +18,12 @@ from matplotlib import colormaps, colors
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from utils import log, when, whole_file
+from datasets import block_mean
+from utils import log, progress, read_output, when, whole_file
 from verification import QQ_LEVELS
 
-# One rain scale for every map, mm: of days, and of accumulations of an hour or less. Dry is white, missing grey, and
-# the colours (viridis, reversed) are read the same with every colour vision and in print.
+# The rain scale of all maps of a run, mm: for days, and for accumulations of an hour or less. Dry is white, missing
+# grey; the order of the colours (viridis, reversed) shows in print and to colour-blind eyes.
 DAILY, SHORT = (0.1, 1, 2, 5, 10, 25, 50, 100, 250), (0.02, 0.1, 0.2, 0.5, 1, 2, 5, 10, 25, 50)
 STYLES = {
     "observed": ("black", "-"),
@@ -34,14 +37,70 @@ STYLES = {
     "ensemble": ("#D55E00", "-"),
 }
 
-__all__ = ["close_up", "levels_for", "plot_maps", "plot_qq", "plot_scores", "plot_sites", "plot_windows", "save_figure"]
+# fmt: off
+__all__ = [
+    "close_up", "levels_for", "plot_evaluation", "plot_forecasts", "plot_maps", "plot_qq", "plot_scores", "plot_sites",
+    "plot_windows", "save_figure",
+]
+# fmt: on
+
+
+# ---------------------------------------------------------------- the pictures of a run
+
+
+def plot_evaluation(folder, paths, pairs, curves):
+    """Draw the evaluation days: NN_maps.png of every day, wettest.png (a close-up) and scores.png, all in `folder`.
+
+    Args: paths: NN_pre_sr.nc in list order. pairs: sequence of their (lr, hr) DataArrays, mm. curves: of a ScoreTable.
+    """
+    folder, days = Path(folder), range(len(paths))
+    levels = levels_for(*(pairs[index][1] for index in days))
+    wettest = max(days, key=lambda index: float(pairs[index][0].mean()))
+    for index, path in enumerate(progress(paths, "drawing")):
+        (lr, hr), sr = pairs[index], read_output(path)
+        save_figure(plot_maps(lr, sr, hr, levels=levels), folder / f"{index:02d}_maps.png")
+        if index == wettest:
+            one = sr.isel(member=0) if "member" in sr.dims else sr
+            words = f"x{sr.attrs['scale']}, member 1 of {sr.sizes.get('member', 1)}"
+            near = close_up(lr, one, hr)
+            save_figure(plot_maps(*near, levels=levels, caption=words), folder / "wettest.png")
+    figure = plot_scores(curves, caption=f"{len(paths)} files", archive=pairs[0][1].attrs.get("archive"))
+    save_figure(figure, folder / "scores.png")
+    log(f"drew {len(paths)} maps, wettest.png and scores.png in {folder}")
+
+
+def plot_forecasts(folder, paths, inputs, cells):
+    """Draw the forecasts: NN_maps.png of each and a Q-Q plot qq_NAME.png for each reference, all in `folder`.
+
+    Args: paths: NN_pre_sr.nc. inputs: their LR DataArrays, mm, in the same order. cells: of
+        verification.forecast_cells: {name of the reference: list of (downscaled (M, n), reference (n,)), mm}.
+    """
+    folder, levels = Path(folder), levels_for(*inputs)
+    for index, (path, lr) in enumerate(zip(progress(paths, "drawing"), inputs, strict=True)):
+        save_figure(plot_maps(lr, read_output(path), levels=levels), folder / f"{index:02d}_maps.png")
+    for name, pairs in cells.items():
+        made, known = (np.concatenate(values, -1) for values in zip(*pairs, strict=True))
+        words, archive = f"{len(pairs)} forecasts at the cells of the {name}", inputs[0].attrs.get("archive")
+        figure = plot_qq(known, made, caption=words, archive=archive, names=(name, "downscaled"))
+        save_figure(figure, folder / f"qq_{name.replace(' ', '_')}.png")
+    log(f"drew {len(paths)} maps and {len(cells)} Q-Q plots in {folder}")
+
+
+def save_figure(figure, path):
+    """Write a Figure as PNG, whole or not at all; returns the path."""
+    with whole_file(path) as part:
+        figure.savefig(part, format="png", dpi=110)
+    return Path(path)
+
+
+# ---------------------------------------------------------------- figures
 
 
 def close_up(lr, sr, hr=None, *, pixels=400):
-    """The wettest window of about `pixels` a side, on whole LR cells and without missing pixels where there is one.
+    """Cut the fields to their wettest window: about `pixels` a side, whole LR cells, no missing pixels if possible.
 
-    Args: lr, sr and hr: DataArrays, mm, as read_output gives them (north first). pixels: a domain that is not 2.5 times
-        as long stays whole.
+    Args: lr, sr and hr: DataArrays, mm, as read_output gives them (north first). pixels: a domain shorter than 2.5
+        times this is not cut.
     Returns: (lr, sr, hr) on the window.
     """
     scale = int(sr.attrs["scale"])
@@ -49,8 +108,8 @@ def close_up(lr, sr, hr=None, *, pixels=400):
         return lr, sr, hr
     side = [min(max(1, round(pixels / scale)), n) for n in lr.shape]
     cells, (h, w) = lr.values.astype(np.float64), lr.shape
-    gaps = 0 if hr is None else 0 * hr.values[: h * scale, : w * scale].reshape(h, scale, w, scale).sum((1, 3))
-    for wanted in (cells + gaps, cells, np.nan_to_num(cells)):
+    valid = np.ones_like(cells) if hr is None else block_mean(np.isfinite(hr.values[: h * scale, : w * scale]), scale)
+    for wanted in (np.where(valid == 1, cells, np.nan), cells, np.nan_to_num(cells)):
         means = np.lib.stride_tricks.sliding_window_view(wanted, side).mean((2, 3))
         if np.isfinite(means).any():
             break
@@ -63,15 +122,15 @@ def close_up(lr, sr, hr=None, *, pixels=400):
 
 
 def levels_for(*fields):
-    """DAILY, or SHORT where the wettest thousandth of every field is below 20 mm."""
+    """Choose the rain scale of a run: SHORT where the 99.9 % quantile of every field is below 20 mm, else DAILY."""
     return DAILY if any(float(np.nanquantile(field, 0.999)) >= 20 for field in fields) else SHORT
 
 
 def plot_maps(lr, sr, hr=None, *, caption="", levels=DAILY, members=3):
-    """Maps of the input, the truth if there is one, members, their mean and spread (standard deviation), north up.
+    """Draw maps of the input, the truth if there is one, members, their mean and spread (standard deviation), north up.
 
-    Args: lr (lat, lon), sr ([member,] lat, lon), hr (lat, lon): DataArrays, mm, NaN = missing. caption: what the files
-        do not say of themselves. levels: DAILY or SHORT, mm.
+    Args: lr (lat, lon), sr ([member,] lat, lon), hr (lat, lon): DataArrays, mm, NaN = missing. caption: comes before
+        time, source and size of the field. levels: DAILY or SHORT, mm. members: how many are drawn.
     Returns: a matplotlib Figure; save_figure writes it.
     """
     panels = {"input (LR)": lr}
@@ -103,7 +162,10 @@ def plot_maps(lr, sr, hr=None, *, caption="", levels=DAILY, members=3):
 
 
 def plot_windows(lr, hr, members, *, levels=None):
-    """Input, truth and members of one training window: lr (h, w), hr (H, W), members (M, H, W), mm, tensors or arrays."""
+    """Draw input, truth and up to three members of one training window.
+
+    Args: lr (h, w), hr (H, W), members (M, H, W): mm, tensors or arrays.
+    """
     lr, hr, members = (
         np.asarray(a.detach().cpu() if hasattr(a, "detach") else a, np.float32) for a in (lr, hr, members)
     )
@@ -118,12 +180,14 @@ def plot_windows(lr, hr, members, *, levels=None):
 
 
 def plot_qq(truth, members, *, caption="", archive=None, names=("truth", "downscaled")):
-    """Pooled Q-Q plot of members (M, ...) against truth (...), mm, on log axes, each member a line: quantiles 1 to
-    99.9 %, or every value where there are fewer than 200."""
+    """Draw the Q-Q plot of all values of members (M, ...) against truth (...), mm: log axes, a line for each member.
+
+    It shows the quantiles 1 to 99.9 %, or every value, sorted, where there are fewer than 200.
+    """
     figure, axes = _figure(1, 1, (5.2, 5.2))
     truth, members = np.asarray(truth).ravel(), np.asarray(members).reshape(len(members), -1)
     number = int(np.isfinite(truth).sum())
-    levels, words = QQ_LEVELS[:-1], "quantiles 1 to 99.9 % of {} values a member, mm"
+    levels, words = QQ_LEVELS, "quantiles 1 to 99.9 % of {} values a member, mm"
     if number < 200:
         levels, words = np.linspace(0, 1, number), "all {} values of a member, sorted, mm"
     quantiles = [np.nanquantile(values, levels) for values in (truth, *members)]
@@ -136,10 +200,11 @@ def plot_qq(truth, members, *, caption="", archive=None, names=("truth", "downsc
 
 
 def plot_sites(sr, reference, *, caption="", archive=None, names=("reference", "downscaled")):
-    """Q-Q plot at every site, laid out as on the map, axes linear up to the first tick and logarithmic beyond.
+    """Draw a Q-Q plot at every site, laid out as on the map: all values, sorted, or 200 quantiles where there are more.
 
-    Args: sr and reference (n, lat, lon), DataArrays, mm, on the same sites (lat, lon of sr are the titles): the values
-        of a site, sorted, or 200 quantiles (least to largest) where there are more.
+    Axes are linear up to the first tick and logarithmic beyond.
+
+    Args: sr and reference (n, lat, lon), DataArrays, mm, on the same sites; lat and lon of sr are the titles.
     """
     (n, h, w), top = sr.shape, float(max(np.nanmax(sr), np.nanmax(reference), 0.2)) * 1.3
     size = max(9 / max(h, w), 0.85)
@@ -174,7 +239,7 @@ def plot_sites(sr, reference, *, caption="", archive=None, names=("reference", "
 
 
 def plot_scores(curves, *, caption="", archive=None):
-    """Q-Q with bootstrap band, exceedance, spectra, FSS, rank histogram and reliability, from ScoreTable.curves()."""
+    """Draw Q-Q with band, exceedance, spectra, FSS, rank histogram and reliability, from ScoreTable.curves()."""
     figure, axes = _figure(2, 3, (4.8, 4.2))
     rows, observed = curves["rows"], curves["rows"]["observed"]
     best = "ensemble" if "ensemble" in rows else "one member"
@@ -190,15 +255,9 @@ def plot_scores(curves, *, caption="", archive=None):
     _reliability(axes[1, 2], curves.get("reliability"), curves["thresholds"])
     keys = [axes[0, 1].lines[0], *axes[0, 0].lines[1:]]
     figure.legend(keys, ["truth", *lines], loc="outside upper left", ncols=len(keys), fontsize=8, frameon=False)
-    words = f"{curves['fields']} fields, {curves['pixels']} pixels; band of the Q-Q: 95 %, bootstrap over {curves['blocks']} blocks"
+    words = f"{curves['fields']} fields, {curves['pixels']} pixels; band of the Q-Q: 95 %, bootstrap over "
+    words += f"{curves['blocks']} blocks"
     return _sign(figure, f"{caption}; {words}; points of the reliability: 50 pixels or more", archive)
-
-
-def save_figure(figure, path):
-    """Write a Figure as PNG, whole or not at all; returns the path."""
-    with whole_file(path) as part:
-        figure.savefig(part, format="png", dpi=110)
-    return Path(path)
 
 
 # ---------------------------------------------------------------- parts of a figure
@@ -210,7 +269,7 @@ def _figure(rows, columns, size, layout="constrained"):
 
 
 def _sign(figure, caption, archive):
-    """Set the caption below a figure, and the label of a generated archive above it."""
+    """Write the caption below a figure, and above it a warning where the data are a generated sample."""
     width, height = figure.get_size_inches()
     text = textwrap.fill(caption.lstrip("; "), max(40, int(17 * width)))
     figure.text(0.04 / width, 0.04 / height, text, fontsize=7.5, va="bottom")
@@ -257,13 +316,13 @@ def _ends(centres):
 
 
 def _stretch(south, north):
-    """How much longer a degree of latitude is than one of longitude, between two latitudes."""
+    """Length of a degree of latitude over that of a degree of longitude, halfway between two latitudes."""
     return 1 / max(np.cos(np.radians((south + north) / 2)), 0.1)
 
 
 @functools.lru_cache(maxsize=1)
 def _outlines():
-    """Coast and border lines, as (lon, lat), from what cartopy holds on this machine: nothing is fetched."""
+    """Coast and border lines, as (lon, lat), from cartopy's files on this machine; nothing is downloaded."""
     try:
         import cartopy
         from cartopy.io.shapereader import Reader
@@ -277,7 +336,8 @@ def _outlines():
     ]
     if None in found:
         log(
-            "maps lack coastlines or borders: cartopy's are not on this machine (cartopy_feature_download physical cultural)"
+            "maps lack coastlines or borders: cartopy's files are not on this machine "
+            "(cartopy_feature_download physical cultural)"
         )
     try:
         shapes = [shape for file in found if file for shape in Reader(str(file)).geometries()]
@@ -315,7 +375,7 @@ def _qq(ax, observed, lines, names, band=None, *, marker="", title):
 
 
 def _plain(ax, axes="xy"):
-    """Plain numbers at the whole decades of log axes."""
+    """Label log axes with plain numbers, at powers of ten only."""
     for name in axes:
         getattr(ax, f"{name}axis").set_major_formatter("{x:g}")
         getattr(ax, f"{name}axis").set_minor_formatter("")
@@ -349,7 +409,7 @@ def _spectra(ax, lines):
 
 
 def _scales(ax, scales, thresholds, lines):
-    """FSS (T, scales) of each row: colour as everywhere, a marker a threshold."""
+    """Draw the FSS (thresholds, scales) of each row over the window size; each threshold has its marker."""
     for t, threshold in enumerate(thresholds):
         for name, fss in lines.items():
             ax.plot(scales, fss[t], marker="osd"[t % 3], ls=STYLES[name][1], color=STYLES[name][0], lw=1.2, ms=5)
