@@ -9,13 +9,14 @@ Writes  nothing but a temporary folder
 """
 
 import argparse
-import importlib
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,10 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import datasets  # noqa: E402
-import models  # noqa: E402
+import reader  # noqa: E402
+import training  # noqa: E402
 import utils  # noqa: E402
 
-stage2 = importlib.import_module("2train")
 CELLS = 25  # LR cells of the 500 x 500 pixels of one sample
 
 
@@ -51,7 +52,9 @@ def train_list(folder, scratch, name):
     """A folder of lists with the NetCDF files of `folder` as its train list, made once."""
     where = Path(scratch) / name
     if not (where / "PreTrain.json").exists():
-        utils.create_data_lists([folder], output_folder=where, inspect=datasets.inspect_files)
+        records, faults = reader.inspect_files([path.as_posix() for path in sorted(Path(folder).glob("*.nc"))])
+        assert not faults, faults[0]
+        utils.write_lists(where, {"train": records}, {"train": [folder]})
     return where
 
 
@@ -93,32 +96,42 @@ def bench_dataset(args, scratch):
     )
 
 
-def training(scratch, adversarial=0, **settings):
-    """A Training of default settings at x100 on a field of random rain."""
+class Run:
+    """A training of default settings at x100 on a field of random rain."""
+
+    def __init__(self, scratch, adversarial=0, **settings):
+        dataset, phases = rain_dataset(scratch), {"content_steps": 0 if adversarial else 10**6}
+        train = utils.TrainConfig(**phases, adversarial_steps=10**6, valid_share=0.0, **settings)
+        args = SimpleNamespace(amp="auto", init=None, vgg_weights=None, compile=False)
+        self.state = training.State(dataset.config, train, utils.GeneratorConfig(), args, training.Group("cpu"))
+        self.loader = training.WindowLoader(self.state, dataset)
+
+    def steps(self, number):
+        for _ in range(number):
+            training.train_step(self.state, self.loader)
+
+
+def rain_dataset(scratch):
+    """An SRDataset of one field of random rain."""
     side, folder = 1200, Path(scratch) / "rain"
     if not folder.is_dir():
-        grid = datasets.Grid(*map(datasets.Fraction, (40, -100, "0.01")), side, side)
+        grid = reader.Grid(*map(Fraction, (40, -100, "0.01")), side, side)
         rain = np.random.default_rng(0).gamma(0.3, 3.0, grid.shape).astype(np.float32)
         field = xr.DataArray(rain, {"lat": grid.lat, "lon": grid.lon}, ("lat", "lon"), "tp", {"units": "mm"})
         folder.mkdir()
         field.to_netcdf(folder / "2023_08_01.nc")
         train_list(folder, scratch, "rain")
-    dataset = datasets.SRDataset(folder, "train", target="coarsen", region="all", lr_step=1)
-    train = stage2.TrainConfig(
-        content_steps=0 if adversarial else 10**6, adversarial_steps=10**6, valid_share=0.0, **settings
-    )
-    args = SimpleNamespace(amp="auto", init=None, vgg_weights=None, compile=False, accumulate=1)
-    return stage2.Training(dataset.config, train, models.GeneratorConfig(), dataset, stage2.Group("cpu"), args)
+    return datasets.SRDataset(folder, "train", target="coarsen", region="all", lr_step=1)
 
 
-def samples_a_step(run):
+def samples_a_step(state):
     """500 x 500 samples that a step is worth, by the cells it makes."""
-    crop = max(1, round(run.train.crop / run.config.scale)) * run.config.scale
-    return run.train.batch * crop**2 / 500**2
+    crop = max(1, round(state.train.crop / state.config.scale)) * state.config.scale
+    return state.train.batch * crop**2 / 500**2
 
 
 class ConvolutionFlops(TorchDispatchMode):
-    """Adds up the arithmetic of every convolution, forward and backward (FlopCounterMode cannot follow autograd.grad)."""
+    """Adds up the arithmetic of every convolution, both ways (FlopCounterMode cannot follow autograd.grad)."""
 
     def __init__(self):
         super().__init__()
@@ -152,29 +165,27 @@ def bench_step(args, scratch):
     """The training step, in both phases, and what share of the machine's matrix products its convolutions reach."""
     rows, tables = [], []
     for words, adversarial in (("content", 0), ("adversarial", 1)):
-        run = training(scratch, adversarial)
-        each = stage2.PENALTY_EVERY  # steps: one of them has the penalty
-
-        def steps(run=run, each=each):
-            for _ in range(each):
-                run.run_step()
-
+        run = Run(scratch, adversarial)
+        each = training.PENALTY_EVERY  # steps: one of them has the penalty
+        steps = partial(run.steps, each)
         seconds = median_seconds(steps) / each
         flops, spent, table = convolution_rate(steps, args.profile)
         flops, spent = flops / each, spent / each
-        dtype = run.amp or torch.float32
+        dtype = run.state.amp or torch.float32
         a = torch.randn(2048, 2048, dtype=dtype)
         peak = 2 * 2048**3 / median_seconds(lambda a=a: a @ a) / 1e9
         rows.append(
             (
                 f"{words} step, x100, two members, a 500 x 500 sample",
-                f"{seconds / samples_a_step(run):.2f} s ({seconds:.2f} s a step, {flops:.0f} GFLOP in convolutions)",
+                f"{seconds / samples_a_step(run.state):.2f} s ({seconds:.2f} s a step, "
+                f"{flops:.0f} GFLOP in convolutions)",
             )
         )
         rows.append(
             (
                 f"{words} step: convolutions against matrix products, {dtype}",
-                f"{flops / spent:.0f} of {peak:.0f} GFLOP/s, {flops / spent / peak:.0%}; {spent / seconds:.0%} of the step is convolutions",
+                f"{flops / spent:.0f} of {peak:.0f} GFLOP/s, {flops / spent / peak:.0%}; "
+                f"{spent / seconds:.0%} of the step is convolutions",
             )
         )
         tables.append(table)
@@ -187,11 +198,11 @@ def bench_country(args, scratch):
     generator = ROOT / "Data" / "SavedModels" / "radar_x100.pth"
     code = (
         "import sys, time, resource, numpy as np; sys.path.insert(0, sys.argv[1]);"
-        "import models, utils;"
+        "import downscaling, models, utils;"
         "state = utils.load_checkpoint(sys.argv[2]); g = models.load_generator(state);"
         "rows, cols = 41, int(sys.argv[4]); lr = np.random.default_rng(0).gamma(0.3, 20, (rows, cols)).astype('f4');"
         "out = np.lib.format.open_memmap(sys.argv[3], 'w+', 'f4', (rows * 100, cols * 100)); t = time.perf_counter();"
-        "[out.__setitem__((r, c), s[0]) for r, c, s in models.downscale(g, lr)];"
+        "[out.__setitem__((r, c), s[0]) for r, c, s in downscaling.downscale(g, lr)];"
         "print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
     )
     found = []
@@ -214,11 +225,11 @@ def bench_processes(args, scratch):
     """Training samples a second with 1, 2, 4, 8 processes of one thread, and what they tell one another."""
     code = (
         "import sys, time, torch; sys.path[:0] = sys.argv[1:3]; torch.set_num_threads(1); import benchmark;"
-        "run = benchmark.training(sys.argv[4], batch=int(sys.argv[3])); [run.run_step() for _ in range(2)]; run.bytes = 0; t = time.perf_counter();"
-        "[run.run_step() for _ in range(8)]; d = time.perf_counter() - t;"
-        "run.group.rank or print('RESULT', 8 * int(sys.argv[3]) / d, run.bytes / 8)"
+        "run = benchmark.Run(sys.argv[4], batch=int(sys.argv[3])); run.steps(2); run.state.bytes = 0;"
+        "t = time.perf_counter(); run.steps(8); d = time.perf_counter() - t;"
+        "run.state.group.rank or print('RESULT', 8 * int(sys.argv[3]) / d, run.state.bytes / 8)"
     )
-    training(scratch)  # makes the field
+    rain_dataset(scratch)  # makes the field
     rates = {}
     with tempfile.NamedTemporaryFile("w", suffix=".py", dir=scratch, delete=False) as script:
         script.write(code)
@@ -236,7 +247,8 @@ def bench_processes(args, scratch):
         rates[n] = rate
         yield (
             f"{n} process(es) of one thread, 8 samples each a step",
-            f"{rate:.1f} samples/s, {rate / rates[args.processes[0]]:.2f} times one; {sent / 1e6:.1f} MB averaged a step",
+            f"{rate:.1f} samples/s, {rate / rates[args.processes[0]]:.2f} times one; "
+            f"{sent / 1e6:.1f} MB averaged a step",
         )
 
 
@@ -260,7 +272,8 @@ def main():
     parser.add_argument("--profile", action="store_true", help="print the dearest operations of the training step")
     args = parser.parse_args()
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} thread(s)\n"
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} thread(s)\n"
     )
     print("| what | figure |\n| --- | --- |")
     with tempfile.TemporaryDirectory() as scratch:

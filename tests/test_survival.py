@@ -1,4 +1,4 @@
-"""Killed anywhere, on a full disk, in a read-only folder: training and stages 1 to 5 lose nothing and say what happened.
+"""Killed anywhere, on a full disk, in a read-only folder: all stages lose nothing and say what happened.
 
     python -m pytest tests/test_survival.py               # the short version, about two minutes
     KILLS=60 python -m pytest -s tests/test_survival.py   # 60 random kills of training, 60 of stages 3 to 5
@@ -31,7 +31,10 @@ from conftest import TRAIN, same, stage
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
+import plots
+import training
 import utils
+import verification
 
 KILLS = int(os.environ.get("KILLS", 6))
 PLACES = ("beginning", "step", "validation", "save")
@@ -77,12 +80,12 @@ def simplify(number):
     """In a child: empty pictures, no RainFARM, and `place` says where training is."""
     utils._sweep.cache_clear()
     SummaryWriter.add_figure = lambda *args: None
-    utils.rainfarm = lambda *args, **kwargs: None
+    verification.rainfarm = lambda *args, **kwargs: None
     for name in ("plot_maps", "plot_scores", "plot_qq"):
-        setattr(utils, name, lambda *args, **kwargs: Figure(figsize=(1, 1)))
+        setattr(plots, name, lambda *args, **kwargs: Figure(figsize=(1, 1)))
     if number == 2:
-        training = stage(2)["Training"]
-        for owner, name, index in ((training, "run_step", 1), (training, "validate", 2), (utils, "save_checkpoint", 3)):
+        parts = (training, "train_step", 1), (training.Validator, "validate", 2), (utils, "save_checkpoint", 3)
+        for owner, name, index in parts:
             setattr(owner, name, marked(getattr(owner, name), index))
 
 
@@ -157,7 +160,7 @@ def check_kept(path, step):
 
 
 def test_training_killed_at_random_moments_ends_with_the_same_weights(home, unbroken):
-    """Chains of kills and restarts, each until a run lives to its end; every chain's weights equal the unbroken run's."""
+    """Chains of kills and restarts, each until a run lives to its end, with the weights of the unbroken run."""
     rng, path, survived, chains, where = np.random.default_rng(KILLS), home / "random/a.pth", 0, 0, Counter()
     while survived < KILLS or path.parent.exists():
         if not path.parent.exists():  # a new chain decodes its files anew
@@ -229,8 +232,8 @@ MOMENTS = {  # in the order of a run of seven steps that keeps 2, 4, 6 and 7
     "the last is the previous too": killing(os, "link", 1, after=True),
     "before the new one has its name": killing(os, "replace", 1),
     "after the new one has its name": killing(os, "replace", 1, after=True),
-    "between the updates of the two networks": lambda: killing(stage(2)["Training"], "_update", 2)(),
-    "in a validation": killing(utils, "rapsd", 1),
+    "between the updates of the two networks": killing(training, "update", 2),
+    "in a validation": killing(verification, "rapsd", 1),
 }
 
 
@@ -341,14 +344,14 @@ def test_a_closed_pipe_ends_no_run(home, unbroken):
         os.close(read)
         os.dup2(write, 1)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        plain = stage(2)["Training"].run_step
+        plain = training.train_step
 
-        def run_step(self):
-            if self.step == 3:
+        def train_step(state, loader):
+            if state.step == 3:
                 os.kill(os.getpid(), signal.SIGINT)
-            return plain(self)
+            return plain(state, loader)
 
-        stage(2)["Training"].run_step = run_step
+        training.train_step = train_step
 
     assert end(train(path, home, patch)) == 130, words()
     assert utils.load_checkpoint(path)["step"] == 4
@@ -505,7 +508,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(home, unbroken, tmp_path, kind):
-    """In --resume (then as if nothing had happened) and in stages 3 and 4; where both are damaged one error names both."""
+    """In --resume (then as if nothing had happened) and in stages 3 and 4; two damaged ones are one error."""
     path, previous = tmp_path / "run/a.pth", tmp_path / "run/a.pth.previous"
     path.parent.mkdir()
     shutil.copy(f"{unbroken.path}.previous", previous)

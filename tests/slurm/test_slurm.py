@@ -110,8 +110,10 @@ def submit_chain(slurm):
 
 
 def submit_limited(home, environment):
-    """(Slurm, job): a stand-in of stage 2 whose two tasks wait at their first start until Slurm tells them that the time
-    is over; one ends seconds before the other."""
+    """(Slurm, job) of a stand-in for stage 2: its two tasks wait until Slurm says that the time is over.
+
+    One of them ends seconds before the other.
+    """
     shutil.copytree(ROOT / "jobs", home / "jobs", ignore=shutil.ignore_patterns("*.out"))
     (home / "2train.py").write_text(
         "import os, signal, sys, time\n"
