@@ -28,7 +28,6 @@ from conftest import (
 
 import datasets
 import downscaling
-import models
 import utils
 from downscaling import _keyed_noise, downscale
 from utils import DataError
