@@ -1,4 +1,4 @@
-"""Scores and pictures of utils.py: published and hand-computed examples, pysteps and `scores` as oracles, faults caught.
+"""Scores and the score table: published and hand-computed examples, pysteps and `scores` as oracles, faults caught.
 
 Tests against ../shared/tools and ../shared/data skip where these are absent.
 """
@@ -8,21 +8,30 @@ import importlib.util
 import json
 import subprocess
 import sys
-import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import xarray as xr
-from conftest import stage
-from matplotlib.figure import Figure
+from conftest import ROOT
 
 import utils
-from utils import QuantileMatcher, ScoreTable, compare_cells, fair_crps, lsd, pair_cells, rainfarm, rapsd, upsample
+import verification
+from verification import (
+    QuantileMatcher,
+    ScoreTable,
+    compare_cells,
+    fair_crps,
+    lsd,
+    pair_cells,
+    rainfarm,
+    rapsd,
+    sal,
+    upsample,
+)
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = ROOT.parent / "shared"
 needs_tools = pytest.mark.skipif(not (SHARED / "tools").is_dir(), reason="../shared/tools is absent")
 needs_data = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="../shared/data is absent")
 needs_pysteps = pytest.mark.skipif(not importlib.util.find_spec("pysteps"), reason="pysteps is not installed")
@@ -133,8 +142,8 @@ def test_fss_against_pysteps():
 
     table = table_of(1, sr_of=lambda k, hr, lr: rain(50, 32, 32), fss_scales=(1, 3, 8))
     row, hr, sr = by_name(table)["one member"], rain(0, 32, 32), rain(50, 32, 32)
-    for threshold in table.thresholds:
-        for scale in table.fss_scales:
+    for threshold in table.terms.thresholds:
+        for scale in table.terms.windows:
             assert row[f"fss_{threshold:g}mm_{scale}px"] == pytest.approx(fss(sr, hr, threshold, scale), abs=1e-5)
 
 
@@ -152,25 +161,25 @@ def test_fss_of_hand_computed_fields():
 def test_sal_of_hand_computed_fields():
     hr, sr = np.zeros((10, 10)), np.zeros((10, 10))
     hr[2, 2], sr[2, 5] = 4, 8  # one object, three pixels away, with twice the rain
-    assert utils.sal(sr, hr) == pytest.approx((0, 2 / 3, 3 / np.hypot(10, 10)))
-    assert utils.sal(hr, hr) == (0, 0, 0)
+    assert sal(sr, hr) == pytest.approx((0, 2 / 3, 3 / np.hypot(10, 10)))
+    assert sal(hr, hr) == (0, 0, 0)
     flat = np.zeros((10, 10))
     flat[2, 1:4] = 4 / 3  # the same rain and place over three pixels: scaled volume 3 against 1
-    assert utils.sal(flat, hr) == pytest.approx((2 * (3 - 1) / (3 + 1), 0, 0))
+    assert sal(flat, hr) == pytest.approx((2 * (3 - 1) / (3 + 1), 0, 0))
     two = np.zeros((10, 10))
     two[2, 0] = two[2, 4] = 2  # the same centre of mass, but two objects, each two pixels from it
-    assert utils.sal(two, hr) == pytest.approx((0, 0, 2 * 2 / np.hypot(10, 10)))
-    dry = utils.sal(np.zeros((10, 10)), hr)
+    assert sal(two, hr) == pytest.approx((0, 0, 2 * 2 / np.hypot(10, 10)))
+    dry = sal(np.zeros((10, 10)), hr)
     assert np.isnan(dry[0]) and dry[1] == -2 and np.isnan(dry[2])
     hr[9, 9] = np.nan  # missing is taken as dry
-    assert utils.sal(sr, hr) == pytest.approx((0, 2 / 3, 3 / np.hypot(10, 10)))
+    assert sal(sr, hr) == pytest.approx((0, 2 / 3, 3 / np.hypot(10, 10)))
 
 
 def test_sal_of_the_table_is_the_mean_of_absolute_errors_over_members_and_wet_days():
     fields = [(rain(60 + k, 2, 32, 32), rain(k, 32, 32)) for k in range(3)]
     fields[1] = (np.zeros((2, 32, 32)), np.zeros((32, 32)))
     table = table_of(3, sr_of=lambda k, hr, lr: fields[k][0])
-    expected = np.abs([utils.sal(member, fields[k][1]) for k in (0, 2) for member in fields[k][0]])
+    expected = np.abs([sal(member, fields[k][1]) for k in (0, 2) for member in fields[k][0]])
     wet = ScoreTable(8, thresholds=(0.5,), rainfarm_members=0)
     for k, (sr, hr) in enumerate(fields):
         wet.add(sr, hr, block_mean(hr, 8), day=k)
@@ -190,13 +199,13 @@ def test_sal_against_pysteps():
         field = sum(top * np.exp(-((y - row) ** 2 + (x - col) ** 2) / (2 * size**2)) for row, col, size, top in peaks)
         return np.where(field < 0.05, 0, field)
 
-    # objects that stand apart with one peak each: more peaks in one area are one object to us, several to its storm cells
+    # objects apart, with one peak each: of several peaks in one area we make one object, pysteps several storm cells
     hr = blobs((40, 50, 6, 20), (110, 140, 9, 8), (120, 40, 5, 12))
     sr = blobs((50, 60, 8, 25), (100, 150, 6, 9))
     for one, two in ((sr, hr), (hr, sr), (2 * hr, sr)):
-        assert utils.sal(one, two) == pytest.approx(salscores.sal(one, two), abs=0.002)
+        assert sal(one, two) == pytest.approx(salscores.sal(one, two), abs=0.002)
     sr, hr = rain(1, 64, 64), rain(2, 64, 64)
-    assert utils.sal(sr, hr)[1] == pytest.approx(salscores.sal_amplitude(sr, hr), rel=1e-5)
+    assert sal(sr, hr)[1] == pytest.approx(salscores.sal_amplitude(sr, hr), rel=1e-5)
 
 
 def test_fss_is_that_of_scores():
@@ -209,8 +218,8 @@ def test_fss_is_that_of_scores():
         table.add(days[k], days[2 + k], block_mean(days[2 + k], 8), day=k)
     hr, sr = (xr.DataArray(part, dims=("day", "y", "x")) for part in (days[2:], days[:2]))
     row = by_name(table)["one member"]
-    for threshold in table.thresholds:
-        for side in table.fss_scales:
+    for threshold in table.terms.thresholds:
+        for side in table.terms.windows:
             window = {"window_size": (side, side), "spatial_dims": ("y", "x"), "zero_padding": True}
             oracle = float(fss_2d(sr, hr, event_threshold=threshold, **window))
             assert row[f"fss_{threshold:g}mm_{side}px"] == pytest.approx(oracle, abs=1e-5)
@@ -347,7 +356,7 @@ def test_dry_and_constant_fields_have_defined_scores(value):
             assert row["p99_ratio"] == pytest.approx(1) if value else "p99_ratio" in row["note"]
             assert np.isnan(row["lsd_db"]) and "lsd_db" in row["note"]
         assert np.isnan(row["rmse_low"]) and "one block" in row["note"]
-    assert "nan" in utils.format_table(table.rows())
+    assert "nan" in verification.format_table(table.rows())
 
 
 def test_all_missing_is_told_not_raised():
@@ -379,15 +388,23 @@ def test_intervals_hold_the_score_repeat_and_shrink_with_days():
 
 def test_memory_does_not_grow_with_days():
     whole, bounded = table_of(40), table_of(40, limit=30_000, max_blocks=8)
-    assert len(bounded.blocks) <= 8
-    assert sum(v.size for sample in bounded.samples.values() for v in sample) <= 30_000 < bounded.fields * 32 * 32
+    assert len(bounded.sums.blocks) <= 8
+    assert sum(v.size for days in bounded.sample.values.values() for v in days) <= 30_000 < bounded.fields * 32 * 32
     one, two = by_name(whole)["ensemble"], by_name(bounded)["ensemble"]
     for key in ("rmse", "crps", "bias", "lsd_db", "spread_skill", "fss_2mm_8px"):
         assert one[key] == pytest.approx(two[key], rel=1e-6), key
     assert one["p99_ratio"] == pytest.approx(two["p99_ratio"], rel=0.1)  # from every ninth pixel
 
 
-# ---------------------------------------------------------------- baselines
+def test_exceedance_is_the_share_of_pixels():
+    curves = table_of(3).curves()
+    hr = np.stack([rain(k, 32, 32) for k in range(3)])
+    for index in (300, 700, 900):
+        share = (hr >= curves["edges"][index]).mean()
+        assert curves["rows"]["observed"]["exceedance"][index] == pytest.approx(share)
+
+
+# ---------------------------------------------------------------- simple methods
 
 
 @pytest.mark.parametrize("method", ["nearest", "bilinear", "bicubic"])
@@ -435,14 +452,14 @@ def test_quantile_matching_leaves_out_its_own_date_and_the_table_says_so(several
             pairs.append((xr.DataArray(block_mean(rain(k, 32, 32), 8), dims=("lat", "lon")), field))
             paths.append(tmp_path / f"0{k}_pre_sr.nc")
             utils.write_field(paths[-1], field)
-        table = utils.score_outputs(paths, pairs, 8)
-        return table, table.blocks[0 if several else 0]["quantile-matched bilinear", "histogram"]
+        table = verification.score_outputs(paths, pairs, 8)
+        return table, table.sums.blocks[0]["quantile-matched bilinear", "histogram"]
 
     (table, one), (_, two) = scored(1), scored(3)
     np.testing.assert_array_equal(one, two)
-    assert len(table.blocks) == 3  # the bootstrap still draws files
+    assert len(table.sums.blocks) == 3  # the bootstrap still draws files
     note = by_name(table)["quantile-matched bilinear"]["note"]
-    assert ("files of other dates" if several else "all of one date") in note and note in utils.format_table(
+    assert ("files of other dates" if several else "all of one date") in note and note in verification.format_table(
         table.rows(resamples=2)
     )
 
@@ -656,192 +673,42 @@ def test_cells_with_a_missing_pixel_are_left_out():
 
 def test_table_is_written_whole_and_named_for_what_it_is(tmp_path):
     rows = table_of(3).rows(resamples=10)
-    utils.write_scores(tmp_path / "scores.csv", rows)
+    verification.write_scores(tmp_path / "scores.csv", rows)
     assert [p.name for p in tmp_path.iterdir()] == ["scores.csv"]
     with open(tmp_path / "scores.csv", newline="") as file:
         read = list(csv.DictReader(file))
     assert [r["name"] for r in read] == [r["name"] for r in rows]
     assert float(read[-1]["crps"]) == rows[-1]["crps"] and float(read[-1]["crps_low"]) <= rows[-1]["crps"]
-    assert "INTERPOLATION OF THE INPUT" in utils.format_table(rows, target="interpolate")
-    assert "INTERPOLATION" not in utils.format_table(rows, target="coarsen")
-    lines = utils.format_table(rows, target="coarsen").splitlines()
+    assert "INTERPOLATION OF THE INPUT" in verification.format_table(rows, target="interpolate")
+    assert "INTERPOLATION" not in verification.format_table(rows, target="coarsen")
+    lines = verification.format_table(rows, target="coarsen").splitlines()
     assert "3 fields, 3072 pixels, 3 blocks" in lines[0]
     intervals = next(k for k, line in enumerate(lines) if "crps 95 %" in line)
     low, high = (f"{rows[-1][f'crps_{end}']:.3g}" for end in ("low", "high"))
     assert f"{low}..{high}" in lines[intervals + len(rows)]
-    text = utils.format_table([compare_cells("own input", [pair_cells(*forecast())])])
+    text = verification.format_table([compare_cells("own input", [pair_cells(*forecast())])])
     assert "own input" in text and "121" in text
 
 
-# ---------------------------------------------------------------- pictures
-
-
-def field_of(values, **attrs):
-    h, w = values.shape[-2:]
-    dims = ("member", "lat", "lon")[-values.ndim :]
-    coords = {"lat": 30 - 0.1 * np.arange(h), "lon": 106 + 0.1 * np.arange(w), "time": np.datetime64("2023-08-01")}
-    return xr.DataArray(values, dims=dims, coords=coords, attrs=attrs)
-
-
-def words(figure):
-    return " ".join(text.get_text() for text in figure.findobj(match=lambda a: hasattr(a, "get_text")))
-
-
-def test_maps_are_north_up_on_one_scale_with_captions(tmp_path):
-    values = np.zeros((3, 20, 30), np.float32)
-    values[:, 0, -1], values[:, 10, 10] = 99, np.nan  # a marker in the north-east corner, a missing pixel
-    sr, lr = field_of(values, archive="generated sample", source_file="a.nc"), field_of(values[0, ::10, ::10])
-    for turned in (sr, sr.sortby("lat"), sr.transpose("lon", "lat", "member")):
-        figure = utils.plot_maps(lr, turned, field_of(values[0]), caption="test")
-        image = figure.axes[2].images[0]
-        colours = image.cmap(image.norm(image.get_array()))
-        west, east, south, north = image.get_extent()
-        assert image.origin == "upper" and east > west and north > south
-        assert image.get_array()[0, -1] == 99 and colours[0, -1].sum() < colours[5, 5].sum()
-        assert tuple(colours[5, 5]) == (1, 1, 1, 1)  # dry is white
-        assert tuple(colours[10, 10]) == (0.75, 0.75, 0.75, 1)  # missing is grey
-    said = words(figure)
-    for word in (
-        "GENERATED SAMPLE",
-        "2023-08-01",
-        "rain, mm",
-        "a.nc",
-        "3 member",
-        "spread",
-        "truth",
-        "input",
-        "degrees",
-    ):
-        assert word in said, word
-    path = utils.save_figure(figure, tmp_path / "maps.png")
-    assert path.read_bytes()[:4] == b"\x89PNG" and [p.name for p in tmp_path.iterdir()] == ["maps.png"]
-    interpolated = utils.plot_maps(lr, turned, field_of(values[0]).assign_attrs(target="interpolate"))
-    assert interpolated.axes[1].get_title().startswith("no truth")
-    plain = words(utils.plot_maps(field_of(values[0]), field_of(values[0])))
-    assert "GENERATED" not in plain and "downscaled" in plain
-
-
-def test_one_rain_colour_means_one_amount_everywhere():
-    low, high = field_of(np.full((4, 4), 3.0)), field_of(np.full((4, 4), 3.0))
-    high[0, 0] = 200
-    images = [utils.plot_maps(f, f).axes[0].images[0] for f in (low, high)]
-    assert len({tuple(i.cmap(i.norm(3.0))) for i in images}) == 1
-
-
-def test_broken_or_absent_cartopy_costs_no_picture(monkeypatch, tmp_path, capsys):
-    def outlines(config, geometries):
-        reader = types.SimpleNamespace(Reader=lambda path: types.SimpleNamespace(geometries=geometries))
-        monkeypatch.setitem(sys.modules, "cartopy", config and types.SimpleNamespace(config=config))
-        monkeypatch.setitem(sys.modules, "cartopy.io", types.SimpleNamespace(shapereader=reader))
-        monkeypatch.setitem(sys.modules, "cartopy.io.shapereader", reader)
-        utils._outlines.cache_clear()
-        field = field_of(rain(0, 10, 10))
-        return len(utils.plot_maps(field, field).axes[0].lines), capsys.readouterr().out
-
-    line = types.SimpleNamespace(xy=([106, 107], [29, 30]))
-    assert outlines(None, None) == (0, "")
-    drawn, said = outlines({"data_dir": tmp_path}, lambda: [line])
-    assert drawn == 0 and "cartopy_feature_download" in said and said.count("\n") == 1  # once, not a panel each
-    for name in ("physical/ne_50m_coastline.shp", "cultural/ne_50m_admin_0_boundary_lines_land.shp"):
-        (tmp_path / "shapefiles/natural_earth" / name).parent.mkdir(parents=True)
-        (tmp_path / "shapefiles/natural_earth" / name).touch()
-    many = types.SimpleNamespace(geoms=[line, line])
-    assert outlines({"data_dir": tmp_path}, lambda: [line, many]) == (6, "")
-    drawn, said = outlines({"data_dir": tmp_path}, lambda: 1 / 0)
-    assert drawn == 0 and "cannot read its own" in said
-    utils._outlines.cache_clear()
-
-
-def test_score_pictures_show_the_numbers_of_the_table(tmp_path):
-    table = table_of(4, rainfarm_members=2)
-    figure = utils.plot_scores(table.curves(), caption="four days", archive="generated sample")
-    said = words(figure)
-    for word in ("GENERATED SAMPLE", "four days", "4 fields", "4096 pixels", "mm", "bootstrap", "reliab", "rank"):
-        assert word in said, word
-    lines = {line.get_label(): line for line in figure.axes[0].lines}
-    hr = np.stack([rain(k, 32, 32) for k in range(4)])
-    np.testing.assert_allclose(lines["ensemble"].get_xdata(), np.quantile(hr, utils.QQ_LEVELS[:-1]), rtol=1e-5)
-    utils.save_figure(figure, tmp_path / "scores.png")
-    assert "needs an ensemble" in words(utils.plot_scores(table_of(1, members=1).curves()))
-
-
-def test_exceedance_is_the_share_of_pixels():
-    curves = table_of(3).curves()
-    hr = np.stack([rain(k, 32, 32) for k in range(3)])
-    for index in (300, 700, 900):
-        share = (hr >= curves["edges"][index]).mean()
-        assert curves["rows"]["observed"]["exceedance"][index] == pytest.approx(share)
-
-
-def test_sites_qq_and_windows_are_drawn(tmp_path):
-    truth = xr.DataArray(
-        np.stack([rain(k, 5, 4) for k in range(6)]),
-        dims=("time", "lat", "lon"),
-        coords={"lat": 30 - np.arange(5.0), "lon": np.arange(4.0) - 2},
-    )
-    truth[:, 1, 1], truth[2, 0, 0] = np.nan, np.nan
-    figure = utils.plot_sites(truth[::-1] * 2, truth, caption="days")
-    said = words(figure)
-    assert len(figure.axes) == 20 and "30N 2W" in said and "28N 1E" in said and "20 sites" in said
-    assert said.count("missing") == 1
-    points = figure.axes[3].lines[1].get_xydata()  # 30N 1E, sorted, so order is no matter
-    np.testing.assert_allclose(points[:, 1], 2 * points[:, 0], rtol=1e-6)
-    np.testing.assert_allclose(points[:, 0], np.sort(truth.values[:, 0, 3]))
-    assert len(figure.axes[0].lines[1].get_xydata()) == 4
-    utils.save_figure(figure, tmp_path / "sites.png")
-    utils.save_figure(utils.plot_qq(rain(0, 9, 32, 32), rain(1, 2, 9, 32, 32), caption="windows"), tmp_path / "qq.png")
-    pair = torch.from_numpy(rain(0, 4, 4)), torch.from_numpy(rain(1, 16, 16)), torch.from_numpy(rain(2, 2, 16, 16))
-    utils.save_figure(utils.plot_windows(*pair), tmp_path / "windows.png")
-    assert len(list(tmp_path.glob("*.png"))) == 3
-    few = utils.plot_qq(rain(0, 3, 3), rain(1, 5, 3, 3), caption="cells", names=("analysed day", "downscaled"))
-    np.testing.assert_allclose(
-        few.axes[0].lines[1].get_xdata(), np.sort(rain(0, 3, 3).ravel())
-    )  # values, not quantiles
-    assert "9 values" in words(few) and "downscaled, 5 members" in words(few) and "analysed day, mm" in words(few)
-
-
-def test_close_up_shows_the_wettest_window_that_is_whole():
-    lr = field_of(np.ones((40, 10), np.float32), scale=20)
-    hr = field_of(np.ones((805, 200), np.float32), scale=20)
-    lr[5:9, 3:7], lr[30, 2], hr[100:180, 60:140], hr[604, 45] = 5, 9, 5, np.nan
-    near, sr, truth = utils.close_up(lr, hr.expand_dims(member=2), hr, pixels=80)
-    assert near.shape == (4, 4) and float(near.min()) == 5 and sr.shape == (2, 80, 80) and float(truth.min()) == 5
-    assert sr.lat[0] == hr.lat[100] and sr.lon[-1] == hr.lon[139]
-    assert utils.close_up(lr, hr, hr, pixels=400)[0] is lr
-    lr[30] = 99  # wetter, but the truth has a gap there
-    assert float(utils.close_up(lr, hr, hr, pixels=80)[2].isnull().sum()) == 0
-    assert float(utils.close_up(lr, hr, pixels=80)[0].max()) == 99
-    hr[::20, ::20] = np.nan  # gaps everywhere: the wettest all the same
-    assert float(utils.close_up(lr, hr, hr, pixels=80)[0].mean()) > 5
-
-
-def test_one_rain_scale_serves_a_whole_run(tmp_path, monkeypatch):
-    levels, pairs = [], []
-    for k, top in enumerate((3, 90)):  # a dry day and a wet one
-        field = field_of(np.full((8, 8), top, np.float32), scale=4)
-        pairs.append((field[::4, ::4], field))
-        utils.write_field(tmp_path / f"0{k}_pre_sr.nc", field)
-    paths = sorted(tmp_path.glob("*.nc"))
-    monkeypatch.setattr(utils, "plot_maps", lambda *a, **k: levels.append(k["levels"]) or Figure())
-    monkeypatch.setattr(utils, "plot_scores", lambda *a, **k: Figure())
-    table = utils.score_outputs(paths, pairs, 4)
-    assert table.thresholds == (1, 10, 50)
-    stage(3)["draw"](tmp_path, paths, pairs, table)
-    assert levels == [utils.DAILY] * 3
-    assert sorted(p.name for p in (tmp_path / "plots").glob("*")) == [
-        "00_maps.png",
-        "01_maps.png",
-        "scores.png",
-        "wettest.png",
-    ]
-
-
-def test_forecasts_are_drawn_against_their_input_and_the_analysed_day(tmp_path):
+def test_forecasts_are_compared_with_their_input_and_the_analysed_day_of_their_date(tmp_path, capsys):
     sr, own = forecast()
-    utils.write_field(tmp_path / "00_pre_sr.nc", sr.astype(np.float32))
-    stage(4)["draw"](tmp_path, [tmp_path / "00_pre_sr.nc"], [own], {"2023-08-12": analysed()})
-    assert sorted(p.name for p in (tmp_path / "plots").glob("*")) == [
-        "00_maps.png",
-        "qq_analysed_day.png",
-        "qq_own_input.png",
-    ]
+    path = tmp_path / "00_pre_sr.nc"
+    utils.write_field(path, sr.astype(np.float32))
+    cells = verification.forecast_cells([path], [own], {"2023-08-12": analysed()})
+    rows = verification.compare_forecasts(cells)
+    assert [(r["name"], r["cells"]) for r in rows] == [("consistency: own input", 121), ("skill: analysed day", 9)]
+    assert rows[0]["max_difference"] < 1e-3 < rows[1]["max_difference"]
+    assert list(verification.forecast_cells([path], [own], {"2023-08-13": analysed("2023-08-13")})) == ["own input"]
+    assert verification.analysed_days(tmp_path) == {} and "no evaluation list" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wettest, short", [(19.0, True), (21.0, False), (np.nan, True)])
+@pytest.mark.filterwarnings("ignore:All-NaN")
+def test_short_accumulations_are_told_by_their_wettest_thousandth(wettest, short):
+    assert verification.short_accumulation(np.full((4, 4), wettest)) is short
+
+
+def test_a_score_needs_no_pictures():
+    code = "import verification, sys; print(*sorted({'matplotlib', 'scores', 'pysteps', 'torch'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not done.stdout.split()
