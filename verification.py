@@ -715,8 +715,10 @@ class ScoreTable:
         """Make the rows of the table, a dict each: every score, the ends `_low`, `_high` of its interval, and a note.
 
         Intervals are by bootstrap over blocks; the note says why a score is NaN. A distance of two distributions (Q-Q
-        RMSE, spectra) is never 0 in a resample: its interval leans high.
+        RMSE, spectra) is never 0 in a resample: its interval leans high. Without a field there are no rows.
         """
+        if not self.fields:
+            return []
         weights, ends = self.sums.weights(resamples, self.seed), (0.5 - level / 2, 0.5 + level / 2)
         observed, truth = self.sums.totals("observed", weights), self.sample.quantiles("observed")
         return [self._row(name, weights, observed, truth, ends) for name in self.conservation]

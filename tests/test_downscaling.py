@@ -267,7 +267,7 @@ def test_refusals_of_stages_3_and_4_name_the_command(home, tmp_path, monkeypatch
             "nowhere/PreEval.json: no such list; run 1create_data_lists.py --output-folder nowhere first",
         ),
         (["--region", 1, 2, 3], "expected LONW LONE LATS LATN, or all"),
-        (["--units", "inch", "--checkpoint", home.x10], "inch.*expected auto or one of"),
+        (["--units", "inch", "--checkpoint", home.x10], "inch: expected one of auto, mm"),
     ):
         assert re.search(part, said(3, [*argv, "--out", tmp_path], monkeypatch)), argv
     for seed in ("-1", "9" * 23):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ import xarray as xr
 from conftest import nodes, rain, write_nc
 from matplotlib.figure import Figure
 
+import models
 import utils
+from plots import save_figure
 from utils import (
     AverageMeter,
     DataError,
@@ -24,14 +27,12 @@ from utils import (
     clip_gradient,
     create_data_lists,
     load_checkpoint,
-    parse_region,
     save_checkpoint,
-    save_figure,
     whole_file,
     write_field,
     write_json,
-    write_scores,
 )
+from verification import write_scores
 
 LAT, LON = nodes(22, 34, 1)[::-1], nodes(100, 114, 1)
 TIMES = {"time": np.datetime64("2023-08-12", "ns"), "forecast_reference_time": np.datetime64("2023-08-11T18", "ns")}
@@ -65,20 +66,6 @@ def test_long_work_says_once_a_minute_where_it_is(monkeypatch, capsys):
     monkeypatch.setattr(utils, "LOG_EVERY", -1)
     assert list(utils.progress("abc", "reading")) == list("abc")
     assert "reading: 2 of 3 after 0.0 min" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("words", "region"),
-    [(["all"], "all"), ("all", "all"), (["1", "2", "3", "4"], (1.0, 2.0, 3.0, 4.0)), ((1, 2, 3, 4), (1, 2, 3, 4))],
-)
-def test_parse_region(words, region):
-    assert parse_region(words) == region
-
-
-@pytest.mark.parametrize("words", [["1", "2", "3"], ["1", "2", "3", "4", "5"], ["a", "b", "c", "d"], ["all", "all"]])
-def test_parse_region_refuses_in_words(words):
-    with pytest.raises(DataError, match="expected LONW LONE LATS LATN, or all"):
-        parse_region(words)
 
 
 # ---------------------------------------------------------------- training helpers
@@ -312,3 +299,38 @@ def test_set_aside_keeps_names_and_never_overwrites(tmp_path, monkeypatch):
         utils.set_aside([tmp_path / "out0.nc", tmp_path / "out1.nc", tmp_path / "gone.nc"])
     kept = sorted((tmp_path / "Data/DataResults/Historical_Records").rglob("out0.nc"))
     assert sorted(p.read_text() for p in kept) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"optimizer": "sgd"}, "--optimizer sgd: expected one of adamw, adam"),
+        ({"schedule": "never"}, "--schedule never"),
+        ({"initial": "zero"}, "--initial zero"),
+        ({"adversarial": "magic"}, "--adversarial magic"),
+        ({"adversarial_content": "crps+magic"}, "--adversarial-content magic"),
+        ({"members": 0}, "--members 0: expected 1 to"),
+        ({"pools": (0,)}, "--pools 0: expected 1 to"),
+        ({"ema": 2}, "--ema 2: expected 0 to 1"),
+        ({"amounts": 0}, "--amounts 0: expected 1 to 100"),
+        ({"learning_rate": float("nan")}, "--learning-rate nan"),
+    ],
+)
+def test_settings_out_of_bounds_are_refused_in_words(settings, words):
+    with pytest.raises(DataError, match=words):
+        utils.TrainConfig(**settings)
+
+
+def test_every_choice_of_the_settings_exists():
+    """The choices are named in utils.py, which knows no PyTorch; what they mean stands in models.py."""
+    choices = {
+        f.name: f.metadata.get("choices") for cls in (utils.GeneratorConfig, utils.TrainConfig) for f in fields(cls)
+    }
+    assert set(choices["transform"]) == set(models.TRANSFORMS)
+    assert set(choices["activation"]) == set(choices["stage_activation"]) == set(models.ACTIVATIONS)
+    assert set(choices["output"]) == set(models.OUTPUTS)
+    assert set(choices["content"]) == set(models.CONTENT_LOSSES)
+    assert set(choices["adversarial"]) == set(models.ADVERSARIAL_LOSSES)
+    assert set(choices["recipe"]) == set(utils.RECIPES)
+    for train, network in utils.RECIPES.values():
+        utils.TrainConfig(**train), utils.GeneratorConfig(**network)
