@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from conftest import ROOT, read_out, run, stage
+from conftest import ROOT, read_out, run
 from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
 
 import datasets
-import utils
+import plots
+import training
 
 NOTEBOOK = ROOT / "Eval_Correctness.ipynb"
 
@@ -105,7 +106,7 @@ def test_generated_archive_with_truth_and_without_forecasts(project, tmp_path, m
 
 def test_stages_draw_the_same_without_a_notebook(project, evaluated, monkeypatch):
     drawn = []
-    monkeypatch.setattr(utils, "save_figure", lambda figure, path: drawn.append(path.name))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(path.name))
     monkeypatch.chdir(project.home)
     for number, model, kind in ((3, project.x10, "ResultEval"), (4, project.x4, "ResultObj")):
         out = evaluated / "DataResults" / kind
@@ -122,18 +123,12 @@ def test_stages_draw_the_same_without_a_notebook(project, evaluated, monkeypatch
 
 def test_tensorboard_shows_the_same_while_training(tmp_path):
     lr, hr, made = torch.ones(1, 1, 4, 4), torch.full((1, 1, 8, 8), 2.0), torch.full((3, 1, 1, 8, 8), 3.0)
-    training = SimpleNamespace(
-        validate=lambda: {"crps": 0.2, "lsd_db": 1.5},
-        judge=lambda scores: None,
-        save=lambda path: None,
-        step=7,
-        steps=9,
-        group=SimpleNamespace(rank=0),
-        opt_g=SimpleNamespace(param_groups=[{"lr": 1e-3}]),
-        shown=(lr, hr, made, (1, 3, 1, 3)),
-    )
-    board = MagicMock()
-    stage(2)["close_epoch"](training, tmp_path / "x.pth", {}, board, SimpleNamespace(elapsed=1.0))
+    state = SimpleNamespace(step=7, steps=9, opt_g=SimpleNamespace(param_groups=[{"lr": 1e-3}]))
+    report, board = training.Board(tmp_path), MagicMock()
+    report.close()
+    report.writer = board
+    scores, shown = {"crps": 0.2, "lsd_db": 1.5}, (lr, hr, made, (1, 3, 1, 3))
+    report.report(state, {}, scores, shown, SimpleNamespace(elapsed=1.0))
     scalars = {call.args[0]: call.args[1] for call in board.add_scalar.call_args_list}
     assert scalars["valid/crps"] == 0.2 and scalars["valid/lsd_db"] == 1.5
     figures = {call.args[0]: call.args[1] for call in board.add_figure.call_args_list}
