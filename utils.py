@@ -221,18 +221,19 @@ def write_lists(output_folder, records, folders, left_out=()):
         info |= read_info(output_folder)
     except DataError as error:
         log(f"{error} (what it said of other lists is lost)")
-    info["left_out"] = list(left_out)
+    info["left_out"], lists = list(left_out), {}
     for split in [name for name in LISTS if name in records]:
         found, truth = records[split], records.get(f"{split}_hr")
         info["files"][split], info["folders"][split] = found, [Path(f).as_posix() for f in folders[split]]
         info["files"].pop(f"{split}_hr", None)
-        entries = [record["path"] for record in found]
+        lists[split] = [record["path"] for record in found]
         if truth:
             info["files"][f"{split}_hr"] = truth
-            entries = _pair_by_time(found, truth, split)
-            paired = {path for pair in entries for path in pair.values()}
+            lists[split] = _pair_by_time(found, truth, split)
+            paired = {path for pair in lists[split] for path in pair.values()}
             alone = [record for record in (*found, *truth) if record["path"] not in paired]
             info["left_out"] += [f"{r['path']}: no partner of its time ({r['time']})" for r in alone]
+    for split, entries in lists.items():  # now that all are known to be good
         write_json(Path(output_folder) / LISTS[split], entries)
     write_json(Path(output_folder) / INFO, info)
     return info

@@ -6,6 +6,7 @@ limit, whose signal may come half a minute early, ends a stand-in.
 
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from cluster import missing, one_node, wait_for
-from conftest import ROOT, TINY, run, stage
+from conftest import ROOT, TINY, run
 
 import utils
 
@@ -84,7 +85,7 @@ def slurm(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         days = {"train_days": 3, "eval_days": 6, "forecasts": 2, "hr_train_days": 0, "hr_eval_days": 0}
-        stage(1)["make_sample"]("Data/Sample", **days)
+        runpy.run_path(str(ROOT / "jobs/sample.py"))["make_sample"]("Data/Sample", **days)
         run(1, *FOLDERS, "--output-folder", "Data/Lists")
     with one_node() as environment:
         slurm = Slurm(home, environment)
