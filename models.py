@@ -47,10 +47,10 @@ __all__ = [
 
 
 class ConModel(nn.Module):
-    """Convolution, optional batch norm, optional activation.
+    """A convolution with optional batch normalisation and activation.
 
-    padding "replicate" keeps the size (edge values repeated: zeros would be dry borders); "valid" loses k // 2 pixels
-    on each side, for parts that are given their surroundings.
+    padding "replicate" keeps the size by repeating edge values (zeros would be dry borders); "valid" loses k // 2 pixels
+    on each side, for inputs that come with their surroundings.
     """
 
     def __init__(self, c_in, c_out, kernel=3, *, stride=1, norm="none", activation=None, padding="replicate"):
@@ -68,7 +68,7 @@ class ConModel(nn.Module):
 
 
 class ResModel(nn.Module):
-    """Residual block of SRResNet (Ledig et al. 2017): convolution, activation, convolution, plus the input."""
+    """A residual block (Ledig et al. 2017): convolution, activation, convolution, and the input added."""
 
     def __init__(self, channels, *, norm="none", activation="prelu", padding="replicate"):
         super().__init__()
@@ -84,12 +84,12 @@ class ResModel(nn.Module):
 
 
 class SRConModel(nn.Module):
-    """One upsampling stage: noise joined, sub-pixel convolution by `factor`, plus a convolution of what is known at the
-    finer grid, activation.
+    """One upsampling stage: makes the grid finer by `factor` with a sub-pixel convolution.
 
-    The sub-pixel filters start equal (ICNR, Aitken et al. 2017): no checkerboard. All convolutions are "valid":
-    `forward` is given `margin_in` pixels of surroundings at the coarse grid and returns `margin_out` at the fine one,
-    so a tile's pixels are those of the whole.
+    Noise is joined before it; a convolution of the fields that are known at the finer grid is added behind it. The
+    sub-pixel filters start equal (ICNR, Aitken et al. 2017), so that no checkerboard appears. All convolutions are
+    "valid": the input has `margin_in` extra pixels around it at the coarse grid, the result `margin_out` at the fine
+    one, so a tile has the same pixels as the whole field.
     """
 
     def __init__(self, c_in, c_out, factor, *, noise=0, known=1, norm="none", activation="relu", margin_out=0):
@@ -103,17 +103,22 @@ class SRConModel(nn.Module):
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x, noise, known):
-        """x (N, c_in, h + 2 margin_in, ...), noise alike or None, known (N, ., factor h + 2 (margin_out + 1), ...)."""
+        """Upsample x.
+
+        Args: x (N, c_in, h + 2 margin_in, ...). noise: of the same size, or None. known (N, K, factor h + 2 (margin_out
+            + 1), ...): fields known at the finer grid.
+        Returns: (N, c_out, factor h + 2 margin_out, ...).
+        """
         x = trim(_shuffled(self.up, _joined(x.dtype, x, noise), self.factor), self.surplus)
         return self.activation(self.norm(x + self.join(known)))
 
 
 class SRResModel(nn.Module):
-    """SRResNet: a trunk at LR (9 x 9, residual blocks, skip), one SRConModel per prime factor, an output convolution.
+    """SRResNet: layers at the LR grid (the trunk), one upsampling stage for each prime factor, an output convolution.
 
-    `trunk` sees the whole field; `stages` turns a part of its features into HR values. Noise enters before each
-    stage (and at HR where asked for), the interpolated LR field (and what is learned of a fixed region) at each
-    stage's grid, and each stage may have residual blocks behind it.
+    The trunk (9 x 9 convolution, residual blocks, skip) sees the whole field; `stages` turns a part of its features into
+    HR values. Noise enters before each stage (with hr_noise at the HR grid too). The interpolated LR field, and the
+    learned maps of a fixed region, enter at the grid of each stage. A stage may have residual blocks behind it.
     """
 
     def __init__(self, config):
@@ -153,7 +158,7 @@ class SRResModel(nn.Module):
         _initialise(self)
 
     def trunk(self, x):
-        """x (N, 1 + P, h, w), transformed LR and position -> features (N, C, h + 2 halo, ...), edges repeated."""
+        """Features (N, C, h + 2 halo, ...) of x (N, 1 + P, h, w): transformed LR and learned maps; edges repeated."""
         x = self.head(x)
         return F.pad(x + self.body(x), (self.halo,) * 4, mode="replicate")
 
@@ -177,7 +182,7 @@ class SRResModel(nn.Module):
 
 
 class Generator(nn.Module):
-    """Coarse rain to one member of fine rain.
+    """Makes one member of fine rain from coarse rain.
 
     transform -> SRResModel -> non-negative output -> conservation: every block of scale x scale pixels has the LR
     value as its mean (float32 rounding), a dry LR cell gives exactly 0.
@@ -273,7 +278,7 @@ class Generator(nn.Module):
 
 
 def conserve_mass(logs, lr, scale):
-    """Share each LR cell's rain out over its scale x scale pixels in proportion to exp(logs).
+    """Distribute the rain of each LR cell over its scale x scale pixels in proportion to exp(logs).
 
     Pixels that would get less than DRY mm are dry, and their rain goes to the others. Only proportions count, like in
     a softmax: no block can overflow, underflow or be divided by zero.
@@ -291,11 +296,11 @@ def conserve_mass(logs, lr, scale):
 
 
 def even_levels(logs, lr, scale):
-    """Add a smooth field to logs so that block means of exp(logs) nearly are lr, before `conserve_mass` makes them so.
+    """Correct logs smoothly so that the block means of exp(logs) nearly equal lr.
 
-    One factor for each cell shows as a step at cell edges. Here the factors' logarithms stand at cell centres and are
-    interpolated between wet cells; PASSES corrections leave conserve_mass little to do. A cell's result depends on
-    cells up to PASSES away.
+    conserve_mass alone gives each cell its own factor, which shows as a step at cell edges. Here the logarithms of the
+    factors are placed at cell centres and interpolated between wet cells; after PASSES such corrections conserve_mass
+    has little left to do. A cell's result depends on cells up to PASSES away.
 
     Args: logs (N, 1, h * scale, w * scale); lr (N, 1, h, w), mm. Returns: as logs.
     """
@@ -315,7 +320,7 @@ def even_levels(logs, lr, scale):
 
 
 def load_generator(state, device="cpu"):
-    """Generator with EMA weights, in eval mode, from a checkpoint's or an export's dict.
+    """Rebuild the generator of a checkpoint or export, with its averaged weights, in evaluation mode.
 
     Args: state: "generator_config" (dict of GeneratorConfig) and "ema" (EMA.state_dict()).
     Raises: ValueError: an entry is absent.
@@ -329,7 +334,7 @@ def load_generator(state, device="cpu"):
 
 
 def generator_config(state):
-    """The GeneratorConfig of a checkpoint's or an export's dict.
+    """Read the GeneratorConfig of a checkpoint or export.
 
     Raises: ValueError: made by an earlier version with a setting that no longer exists.
     """
@@ -343,7 +348,7 @@ def generator_config(state):
 
 
 class Discriminator(nn.Module):
-    """SRGAN's discriminator (Ledig et al. 2017), conditional on LR, with spectral norm (Miyato et al. 2018).
+    """The discriminator of SRGAN (Ledig et al. 2017), given LR too, with spectral normalisation (Miyato et al. 2018).
 
     Convolutions k3 of channels x (1, 1, 2, 2, 4, 4, 8, 8), stride 2 every other one, pooled to 6 x 6, dense
     16 x channels (SRGAN: 64 channels, 1024), 1. It sees log10(1 + 10 mm) of the field and of the LR values spread over
@@ -371,7 +376,7 @@ class Discriminator(nn.Module):
 
 
 class TruncatedVGG19(nn.Module):
-    """Frozen VGG19 features before pool i after (activated) convolution j, as SRGAN's phi_i,j.
+    """Fixed VGG19 features after convolution j (activated) before pooling layer i, SRGAN's phi_i,j.
 
     weights: path of the ImageNet weights; None looks beside this file and in torch's cache. A file is taken only when
     its SHA-256 begins with the digits in its name (torch's convention; `vgg19-dcbb9e9d.pth`).
@@ -405,7 +410,7 @@ class TruncatedVGG19(nn.Module):
 
 
 def fair_crps(members, target, pools=(1, 4, 16)):
-    """Fair CRPS of an ensemble, mean over pixels and over block means at several scales.
+    """Mean fair CRPS of an ensemble over pixels and over block means at several scales.
 
     skill - spread / 2 with the spread taken over the M (M - 1) pairs of different members: unbiased for any M >= 2
     (Ferro 2014, doi 10.1002/qj.2270). One member: the mean absolute error.
@@ -429,7 +434,7 @@ def fair_crps(members, target, pools=(1, 4, 16)):
 
 
 def content_loss(name, members, target, *, pools=(1, 4, 16), vgg=None):
-    """Content loss by name: crps, mse, l1, vgg.
+    """Compute the content loss of this name: crps, mse, l1 or vgg.
 
     Args: members (M, N, 1, H, W), target (N, 1, H, W), mm; pools for crps; vgg: the TruncatedVGG19 for vgg.
     Raises: ValueError: unknown name.
@@ -440,7 +445,7 @@ def content_loss(name, members, target, *, pools=(1, 4, 16), vgg=None):
 
 
 def gradient_penalty(discriminator, lr, field):
-    """Zero-centred penalty on the critic's slope at `field` (R1 at real, R2 at made rain; Mescheder et al. 2018).
+    """Penalise the slope of the discriminator at `field` (R1 at real rain, R2 at made rain; Mescheder et al. 2018).
 
     Args: lr (N, 1, h, w), field (N, 1, H, W), mm. Returns: scalar, mean squared norm of d logits / d field.
     """
@@ -520,7 +525,7 @@ TRANSFORMS = {
 
 
 def _joined(dtype, *parts):
-    """The parts that are there, joined along the channels, in one type and layout: mixed ones cost copies."""
+    """Join tensors along the channels, leaving out None, in one type and memory layout (mixed ones are copied)."""
     parts = [p.to(dtype) for p in parts if p is not None]
     return (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).contiguous(memory_format=torch.channels_last)
 
@@ -547,12 +552,12 @@ def trim(x, n):
 
 
 def _taper(channels, stages):
-    """Widths from `channels` down to a share of it, multiples of 8 (what matrix units take), at least 16."""
+    """Number of features of each stage, from `channels` downwards: multiples of 8 (for matrix units), at least 16."""
     return [max(16, 8 * math.ceil(channels * (stages - k) / stages / 8)) for k in range(stages)]
 
 
 def initialise_normal(module, std=0.02):
-    """Weights N(0, std), biases 0 (DCGAN, Radford et al. 2016; the user's notes)."""
+    """Draw all weights from N(0, std) and set biases to 0 (DCGAN, Radford et al. 2016; the user's notes)."""
     for m in module.modules():
         if isinstance(m, nn.Conv2d | nn.Linear):
             nn.init.normal_(m.weight, 0.0, std)
@@ -560,7 +565,7 @@ def initialise_normal(module, std=0.02):
 
 
 def _initialise(net):
-    """He-normal weights, biases 0, residual branches a tenth as large, equal sub-pixel filters (ICNR).
+    """Set the initial weights: He normal, biases 0, residual branches a tenth as large, equal sub-pixel filters.
 
     PyTorch's own start shrinks the signal in every layer; in a net this deep nothing would be left of the input.
     """
@@ -601,7 +606,7 @@ def enlarge(x, grid, halo, margin):
 
 
 def _vgg_weights(path):
-    """Path of the VGG19 weight file, its digest verified."""
+    """Find the VGG19 weight file and verify its digest."""
     places = (
         [Path(path)]
         if path
