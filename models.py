@@ -49,8 +49,8 @@ __all__ = [
 class ConModel(nn.Module):
     """A convolution with optional batch normalisation and activation.
 
-    padding "replicate" keeps the size by repeating edge values (zeros would be dry borders); "valid" loses k // 2 pixels
-    on each side, for inputs that come with their surroundings.
+    padding "replicate" keeps the size by repeating edge values (zeros would be dry borders); "valid" loses k // 2
+    pixels on each side, for inputs that come with their surroundings.
     """
 
     def __init__(self, c_in, c_out, kernel=3, *, stride=1, norm="none", activation=None, padding="replicate"):
@@ -116,8 +116,8 @@ class SRConModel(nn.Module):
 class SRResModel(nn.Module):
     """SRResNet: layers at the LR grid (the trunk), one upsampling stage for each prime factor, an output convolution.
 
-    The trunk (9 x 9 convolution, residual blocks, skip) sees the whole field; `stages` turns a part of its features into
-    HR values. Noise enters before each stage (with hr_noise at the HR grid too). The interpolated LR field, and the
+    The trunk (9 x 9 convolution, residual blocks, skip) sees the whole field; `stages` turns a part of its features
+    into HR values. Noise enters before each stage (with hr_noise at the HR grid too). The interpolated LR field, and the
     learned maps of a fixed region, enter at the grid of each stage. A stage may have residual blocks behind it.
     """
 
