@@ -45,7 +45,7 @@ MATCHED = "quantile-matched bilinear"
 __all__ = [
     "QuantileMatcher", "ScoreTable", "analysed_days", "check_match", "compare_cells", "compare_forecasts", "fair_crps",
     "forecast_cells", "format_table", "histogram", "histogram_quantile", "lsd", "pair_cells", "rainfarm", "rapsd",
-    "sal", "score_outputs", "short_accumulation", "upsample", "write_scores",
+    "sal", "score_outputs", "short_accumulation", "upsample", "wet_windows", "write_scores",
 ]
 # fmt: on
 
@@ -71,7 +71,7 @@ def score_outputs(paths, pairs, scale, *, side=None):
     dates = [str(field_times(pairs[index][1]).get("time", index))[:10] for index in range(len(paths))]
     several = len(set(dates)) > 1
     days = dates if several else list(range(len(paths)))
-    words = "files of other dates" if several else "other files, all of one date: rain much like the truth's"
+    words = "files of other dates" if several else "other files, all of one date: their rain is much like the truth"
     matcher, short = QuantileMatcher(scale, note=f"fitted on the {words}"), True
     for index, day in enumerate(days):
         lr, hr = pairs[index]
@@ -109,7 +109,7 @@ def check_match(path, sr, hr):
             )
     if "time" in sr.coords and "time" in hr.coords and sr.time.values != hr.time.values:
         raise DataError(
-            f"{path}: is of {when(sr.time.values)}, its place in the list of {when(hr.time.values)}; "
+            f"{path}: holds {when(sr.time.values)}, but its place in the list is that of {when(hr.time.values)}; "
             "run the stage again"
         )
 
@@ -560,7 +560,7 @@ class DayTerms:
 
 
 class PixelSample:
-    """Pixel values kept for exact quantiles: every stride-th, and every third of these once more than `limit` are kept.
+    """Pixel values kept for exact quantiles: every stride-th pixel; beyond `limit` values, every third of them stays.
 
     values: {row name: [(M, n) of each day]}.
     """
@@ -569,11 +569,11 @@ class PixelSample:
         self.stride, self.limit, self.values = stride, limit, {}
 
     def add(self, name, values):
-        """Keep the values (M, n), mm, of a day; they were taken with the stride of now."""
+        """Keep the values (M, n), mm, of a day, taken with the present stride."""
         self.values.setdefault(name, []).append(values)
 
     def thin(self):
-        """Keep every third value where there are too many."""
+        """Drop two of three values where there are more than `limit`."""
         if sum(v.size for days in self.values.values() for v in days) > self.limit:
             self.stride *= 3
             self.values = {name: [v[:, ::3].copy() for v in days] for name, days in self.values.items()}
@@ -600,7 +600,7 @@ class BlockSums:
         self._join(self.blocks.setdefault(block, {}), {(name, key): value for key, value in terms.items()})
 
     def thin(self):
-        """Join each two neighbouring blocks where there are too many."""
+        """Join neighbouring blocks in pairs where there are more than `limit`."""
         if len(self.blocks) > self.limit:
             keys = list(self.blocks)
             for one, two in zip(keys[::2], keys[1::2], strict=False):
@@ -687,7 +687,7 @@ class ScoreTable:
         truth = Truth(hr, ok, shares, _objects(np.where(ok, hr, 0)))
         self._keep(block, "observed", self.terms.field(hr[None], ok, shares, stride))
         fields = self._methods(sr, lr, day)
-        with ThreadPoolExecutor(2) as pool:  # NumPy leaves the interpreter alone; more at once would take more memory
+        with ThreadPoolExecutor(2) as pool:  # more threads would need more memory
             rows = pool.map(lambda field: self.terms.row(field, truth, lr, stride), fields.values())
             for name, terms in zip(fields, rows, strict=True):
                 self._keep(block, name, terms)
