@@ -14,6 +14,7 @@ Writes   scores.csv.
 import contextlib
 import functools
 import io
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -40,6 +41,30 @@ REASONS = {
     **dict.fromkeys(("sal_s", "sal_a", "sal_l"), "truth or field is always dry"),
 }
 MATCHED = "quantile-matched bilinear"
+
+# Columns of the printed tables: key, title, width, meaning. One FSS stands before the last score.
+SCORES = (
+    ("crps", "CRPS", 7, "continuous ranked probability score, of one field its mean absolute error"),
+    ("crps_low", "95 %", 13, "interval of the CRPS"),
+    ("rmse", "RMSE", 7, "root mean square error"),
+    ("qq_rmse", "Q-Q", 7, "RMSE of the quantiles"),
+    ("p99_ratio", "P99", 6, "99 % quantile over the observed one, P99.9 likewise"),
+    ("p999_ratio", "P99.9", 7, ""),
+    ("lsd_db", "spectrum", 9, "distance from the observed power spectrum, dB"),
+    ("spread_skill", "spread", 7, "spread of the members over the error of their mean"),
+    ("conservation_mm", "means", 6, "largest difference of a block mean from the input"),
+)
+COMPARISONS = (
+    ("forecasts", "forecasts", 11, ""),
+    ("cells", "cells", 7, ""),
+    ("mean_sr", "mean SR", 9, "mean of the downscaled fields"),
+    ("mean_reference", "reference", 10, "mean of what they are compared with"),
+    ("rmse", "RMSE", 7, "root mean square error"),
+    ("bias", "bias", 7, ""),
+    ("qq_rmse", "Q-Q", 7, "RMSE of the quantiles"),
+    ("max_difference", "largest", 8, "largest difference"),
+    ("correlation", "corr.", 7, "correlation"),
+)
 
 # fmt: off
 __all__ = [
@@ -241,38 +266,63 @@ def compare_cells(name, pairs):
 
 
 def format_table(rows, *, target=None):
-    """Make a printed table of rows of scores or comparisons, in mm.
+    """Make a printed table of rows of scores or comparisons, mm; no line is longer than 100 characters.
+
+    It shows the scores of SCORES or COMPARISONS and one FSS; scores.csv has all of them.
 
     Args: rows: of ScoreTable.rows or compare_forecasts. target: where the truth comes from; with "interpolate" the
         title warns that the truth is an interpolation of the input.
     """
-    import pandas
-
-    counts = {key: rows[0][key] for key in ("fields", "pixels", "blocks") if key in rows[0]}
-    lines = [f"Scores (target {target})" if target else "Scores"]
-    if counts:
-        lines[0] += " of {fields} fields, {pixels} pixels, {blocks} blocks for the 95 % intervals".format(**counts)
+    first = rows[0]
+    title = f"Scores (target {target})" if target else "Scores"
+    if "pixels" in first:
+        title += " of {fields} fields, {pixels} pixels, {blocks} blocks for the 95 % intervals".format(**first)
+    lines = [title]
     if target == "interpolate":
-        lines += [
-            "The truth here is an INTERPOLATION OF THE INPUT: interpolation wins by construction, and rain below "
-            "the LR cell is not verified."
-        ]
-    table = pandas.DataFrame(rows, index=[f"{row['name']:26s}" for row in rows])
-    ends = ("_low", "_high")
-    keys = [key for key in table if key not in ("name", "note", *counts) and not key.endswith(ends)]
-    ranges = [key for key in ("rmse", "crps", "p99_ratio", "p999_ratio", "lsd_db") if f"{key}_low" in table]
-    texts = table[keys].map(lambda value: f"{value:.4g}" if isinstance(value, float) else str(value))
-    for key in ranges:
-        texts[f"{key} 95 %"] = [f"{row[f'{key}_low']:.3g}..{row[f'{key}_high']:.3g}" for row in rows]
-    windows = [key for key in keys if "px" in key]
-    for part in ([key for key in keys if key not in windows], windows, list(texts.columns[len(keys) :])):
-        lines += [texts[part].to_string(col_space=10)] if part else []
-    if "crps" in keys:
-        lines.append(
-            "(mm; CRPS of one field is its mean absolute error; best is 1 for ratios, FSS and spread_skill, 0 for all "
-            "others)"
+        lines += _wrapped(
+            "The truth here is an INTERPOLATION OF THE INPUT: interpolation wins by construction, and rain below the "
+            "LR cell is not verified."
         )
-    return "\n".join(lines + [f"  {row['name']}: {row['note']}" for row in rows if row.get("note")])
+    columns = _columns(first)
+    edge = max(len(row["name"]) for row in rows)
+    lines.append(" " * edge + "".join(f"{name:>{width}s}" for _, name, width, _ in columns))
+    for row in rows:
+        lines.append(
+            f"{row['name']:{edge}s}" + "".join(f"{_figure(row, key):>{width}s}" for key, _, width, _ in columns)
+        )
+    legend = [f"{name}: {meaning}" for _, name, _, meaning in columns if meaning]
+    if "crps" in first:
+        legend.append("best is 1 for P99, P99.9, spread and FSS, 0 for the others; scores.csv has more scores")
+    lines += _wrapped(f"(mm; {'; '.join(legend)})")
+    for row in rows:
+        lines += _wrapped(f"{row['name']}: {row['note']}", "  ") if row.get("note") else []
+    return "\n".join(lines)
+
+
+def _columns(row):
+    """The columns to print of rows like this one: (key, title, width, meaning or "") each."""
+    columns = list(SCORES if "crps" in row else COMPARISONS)
+    windows = [key for key in row if key.startswith("fss_") and key.endswith("px")]
+    if windows:
+        key = windows[len(windows) // 2]
+        amount, window = key.removeprefix("fss_").removesuffix("px").split("mm_")
+        meaning = f"fractions skill score of rain above {amount} mm in windows of {window} x {window} pixels"
+        columns.insert(-1, (key, "FSS", 6, meaning))
+    return columns
+
+
+def _figure(row, key):
+    """One score as a printed table shows it."""
+    if key == "crps_low":
+        return f"{row['crps_low']:.3g}..{row['crps_high']:.3g}"
+    value = row[key]
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
+
+
+def _wrapped(words, indent=""):
+    return textwrap.wrap(words, 100, initial_indent=indent, subsequent_indent=indent + "  ")
 
 
 def write_scores(path, rows):
