@@ -25,6 +25,7 @@ import numpy as np
 
 VERSION = "0.1.0"
 CHECKPOINT_FORMAT = 2
+OUTPUT_FORMAT = 2  # of NN_pre_*.nc; raise when NetCDFWriter writes them otherwise: earlier outputs are then made anew
 LISTS = {"train": "PreTrain.json", "eval": "PreEval.json", "obj": "PreObj.json"}
 INFO = "PreInfo.json"
 JSON_FOLDER = "Data/JsonPath"  # where the lists are unless told otherwise
@@ -727,10 +728,13 @@ def digest(path):
 
 
 class NetCDFWriter:
-    """A CF-1.11 file of `tp`, written in pieces, whole or not at all.
+    """A CF-1.11 file of `tp`([time,] [member,] lat, lon), written in pieces, whole or not at all.
+
+    `time` is an unlimited dimension of length 1, so that `cdo mergetime`, `ncrcat` and `xr.open_mfdataset` join files;
+    read_output drops it again. A field without a time has no such dimension.
 
     Args: path. lat, lon: cell centres. times: {"time": datetime64, "forecast_reference_time": datetime64}.
-        members: None for tp(lat, lon), N for tp(member, lat, lon). attrs: global attributes.
+        members: None for no such dimension, else their number. attrs: global attributes.
     Use: `with NetCDFWriter(...) as out: out.put(values, rows, cols)`; what is never put is missing.
     """
 
@@ -743,6 +747,7 @@ class NetCDFWriter:
             members,
             attrs,
         )
+        self.record = ("time",) if "time" in times else ()
 
     def __enter__(self):
         with writing(self.path), contextlib.ExitStack() as stack:
@@ -762,6 +767,8 @@ class NetCDFWriter:
         chunks = [min(512, n) for n in shape.values()]
         if self.members:
             shape, chunks = {"member": self.members, **shape}, [1, *chunks]
+        if "time" in self.times:
+            shape, chunks = {"time": None, **shape}, [1, *chunks]
         for name, size in shape.items():
             self.file.createDimension(name, size)
         self._coordinates()
@@ -775,8 +782,8 @@ class NetCDFWriter:
                 "cell_methods": "area: mean" + (" time: sum" if "time" in self.times else ""),
             }
         )
-        if self.times:
-            self.tp.coordinates = " ".join(self.times)
+        if "forecast_reference_time" in self.times:
+            self.tp.coordinates = "forecast_reference_time"
 
     def _coordinates(self):
         """Cell centres, members and times, each with its attributes."""
@@ -792,7 +799,7 @@ class NetCDFWriter:
             self._variable(
                 name,
                 "f8",
-                (),
+                self.record,  # the issue time too: of a scalar, ncrcat would give the first file's to all
                 seconds / np.timedelta64(1, "s"),  # whole, so read back to the second; hours would round 0.4 h
                 units="seconds since 1900-01-01 00:00:00",
                 calendar="standard",
@@ -802,14 +809,14 @@ class NetCDFWriter:
             )
 
     def _variable(self, name, kind, dims, values, **attrs):
-        variable = self.file.createVariable(name, kind, dims)
-        variable[...] = values
+        variable = self.file.createVariable(name, kind, dims, chunksizes=[32] if dims == ("time",) else None)
+        variable[[0] if dims == ("time",) else ...] = values
         variable.setncatts(attrs)
 
     def put(self, values, rows=slice(None), cols=slice(None)):
         """Values ([member,] h, w) of these rows and columns."""
         with writing(self.path):
-            self.tp[(Ellipsis, rows, cols)] = values
+            self.tp[(*[0] * len(self.record), Ellipsis, rows, cols)] = values
 
     def __exit__(self, *error):
         with writing(self.path):
@@ -910,15 +917,20 @@ def whole_number(text, low=1, high=None):
 
 
 def digest_of(*words):
-    """16 hex digits that stand for everything said."""
-    return hashlib.sha256(" ".join(map(str, words)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    """16 hex digits that stand for an output: all that shaped it, as said here, and OUTPUT_FORMAT."""
+    text = " ".join(map(str, (*words, OUTPUT_FORMAT)))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def read_output(path):
-    """`tp` of one output of stages 3 to 5, in memory. Raises DataError: not there."""
+    """`tp` ([member,] lat, lon) of one output of stages 3 to 5, in memory; its time is a scalar coordinate.
+
+    Raises: DataError: not there.
+    """
     if not Path(path).is_file():
         raise DataError(f"{path}: no such output; stages 3 and 4 (pre_sr) or 5 (pre_lr, pre_hr) make it")
     import xarray as xr
 
     with xr.open_dataset(path) as file:
-        return file["tp"].load().assign_attrs(file.attrs)
+        tp = file["tp"].load().assign_attrs(file.attrs)
+    return tp.isel(time=0) if "time" in tp.dims else tp

@@ -177,9 +177,9 @@ def write_plain(path, dims, variables, attrs=None):
 
 
 def read_out(path):
-    """The `tp` of an output, decoded by xarray."""
+    """The `tp` of an output, ([member,] lat, lon), decoded by xarray."""
     with xr.open_dataset(path) as file:
-        return file["tp"].load()
+        return file["tp"].isel(time=0).load()
 
 
 @pytest.fixture(autouse=True)

@@ -235,10 +235,12 @@ def test_outputs_pass_a_cf_checker_and_open_in_other_tools(home, tmp_path):
             for part in ("high", "medium", "low")
             for check in report[f"{part}_priorities"]
             for words in check["msgs"]
+            if check["value"][0] < check["value"][1]  # others say what they looked at
         ]
         assert not faults and report["scored_points"] == report["possible_points"], faults
         with xr.open_dataset(path) as file:
-            assert file.time.dtype.kind == "M" and str(file.time.values)[:7] == "2023-08"
+            assert file.time.dtype.kind == "M" and str(file.time.values[0])[:7] == "2023-08"
+            assert file.tp.dims[0] == "time" and file.tp.sizes["time"] == 1
         for tool in (["ncdump", "-h"], ["cdo", "-s", "infon"]):
             if shutil.which(tool[0]):
                 done = subprocess.run([*tool, path], capture_output=True, text=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -96,9 +97,9 @@ def test_clip_gradient_and_adjust_learning_rate():
 
 @pytest.fixture
 def small_disk():
-    """No file may grow beyond 20 kB, as on a full disk or over a quota."""
+    """No file may grow beyond 40 kB, as on a full disk or over a quota."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -150,9 +151,9 @@ def test_failures_of_every_writer_leave_the_earlier_file(tmp_path, small_disk):
     figure = Figure(figsize=(9, 9))
     figure.subplots().imshow(large[0], interpolation="nearest")
     for write in (
-        lambda: write_scores(tmp_path / "a.csv", [{"a": "x" * 30_000}]),
+        lambda: write_scores(tmp_path / "a.csv", [{"a": "x" * 60_000}]),
         lambda: save_figure(figure, tmp_path / "a.png"),
-        lambda: write_json(tmp_path / "a.json", ["x" * 30_000]),
+        lambda: write_json(tmp_path / "a.json", ["x" * 60_000]),
         lambda: save_checkpoint(tmp_path / "a.pth", {"x": torch.zeros(30_000)}),
         lambda: write_field(
             tmp_path / "a.nc",
@@ -249,9 +250,13 @@ def test_output_opens_in_xarray_with_decoded_time_and_cf_attributes(tmp_path):
         assert file.tp.attrs["standard_name"] == "lwe_thickness_of_precipitation_amount"
         assert file.lat.attrs["units"] == "degrees_north" and file.lon.attrs["units"] == "degrees_east"
         for name, value in TIMES.items():
-            assert file[name].values == value and file[name].attrs["standard_name"] == name
-        assert file.tp.encoding["zlib"] and file.lat.dtype == np.float64
-        np.testing.assert_array_equal(file.tp, tp)
+            assert file[name].values == [value] and file[name].attrs["standard_name"] == name
+        assert file.tp.encoding["zlib"] and file.lat.dtype == np.float64 and file.encoding["unlimited_dims"] == {"time"}
+        assert file.tp.dims == ("time", "lat", "lon")
+        np.testing.assert_array_equal(file.tp[0], tp)
+    back = utils.read_output(tmp_path / "x.nc")
+    assert back.dims == ("lat", "lon") and back.attrs["scale"] == 100
+    assert utils.field_times(back) == TIMES
 
 
 @pytest.mark.parametrize("minutes", [24, 48, 72])
@@ -282,6 +287,51 @@ def test_members_and_pieces(tmp_path):
         assert file.tp.dims == ("member", "lat", "lon") and file.member.attrs["standard_name"] == "realization"
         np.testing.assert_array_equal(file.tp[:, :6], values[:, :6])
         assert bool(file.tp[:, 6:, 8:].isnull().all()) and "time" not in file.variables
+    assert utils.read_output(tmp_path / "x.nc").dims == ("member", "lat", "lon")
+
+
+@pytest.fixture(params=[None, 2])
+def several_days(request, tmp_path):
+    """Three outputs without and with members: (their paths, their fields, one after another)."""
+    paths, days = [], []
+    for k in range(3):
+        day = {name: value + np.timedelta64(k, "D") for name, value in TIMES.items()}
+        tp = xr.concat(
+            [field(rain((13, 15), 3 * k + m).astype("float32")) for m in range(request.param or 1)], "member"
+        )
+        tp = tp.assign_coords(member=np.arange(tp.sizes["member"]), **day)
+        paths.append(tmp_path / f"0{k}_pre_sr.nc")
+        days.append(tp if request.param else tp[0].drop_vars("member"))
+        write_field(paths[-1], days[-1])
+    return paths, xr.concat(days, "time", coords="different", compat="equals")
+
+
+def check_joined(file, expected, names=("time", "forecast_reference_time")):
+    """All days are there, each under its own times."""
+    assert file.tp.dims == expected.dims
+    np.testing.assert_array_equal(file.tp, expected)
+    for name in names:
+        np.testing.assert_array_equal(file[name], expected[name])
+
+
+def test_xarray_joins_several_days(several_days):
+    paths, expected = several_days
+    options = {"coords": "different", "compat": "no_conflicts", "join": "outer", "data_vars": "all"}
+    check_joined(xr.combine_by_coords([xr.load_dataset(path) for path in reversed(paths)], **options), expected)
+    pytest.importorskip("dask", reason="xr.open_mfdataset needs dask, which is not here")
+    with xr.open_mfdataset(paths, **options) as file:
+        check_joined(file, expected)
+
+
+@pytest.mark.parametrize("command", ["cdo -s mergetime", "ncrcat"])
+def test_tools_of_the_field_join_several_days(several_days, tmp_path, command):
+    if not shutil.which(command.split()[0]):
+        pytest.skip(f"{command.split()[0]} is not installed (Debian: apt-get install cdo nco)")
+    paths, expected = several_days
+    done = subprocess.run([*command.split(), *paths, tmp_path / "all.nc"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with xr.open_dataset(tmp_path / "all.nc") as file:  # cdo keeps one time variable
+        check_joined(file, expected, ("time", "forecast_reference_time")[: 1 + (command == "ncrcat")])
 
 
 def test_an_output_that_fails_half_way_is_not_there(tmp_path):
