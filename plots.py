@@ -15,16 +15,27 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps, colors
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from datasets import block_mean
 from utils import log, progress, read_output, when, whole_file
 from verification import QQ_LEVELS
 
-# The rain scale of all maps of a run, mm: for days, and for accumulations of an hour or less. Dry is white, missing
-# grey; the order of the colours (viridis, reversed) shows in print and to colour-blind eyes.
-DAILY, SHORT = (0.1, 1, 2, 5, 10, 25, 50, 100, 250), (0.02, 0.1, 0.2, 0.5, 1, 2, 5, 10, 25, 50)
+# Amounts at which the colour of rain changes, mm, and the colour from each on: one amount has one colour in every map.
+# Lightness (CIELAB) falls from 97 to 10, so the order is seen in print and by colour-blind eyes; dry is white, missing
+# grey.
+LADDER = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+# fmt: off
+COLOURS = (
+    "#F6F6E5", "#EDEFD0", "#DFE7B9", "#C8DCA0", "#A0D096", "#66C5A0", "#15B4B2", "#029DBB", "#0086C3", "#2D6BC1",
+    "#514BAD", "#602A85", "#551155", "#330D27",
+)
+# fmt: on
+OUTLINES = Path(__file__).parent / "Data/README/outlines.npz"  # coasts and borders; outlines.md says whence
+INPUT, SPREAD = "input (LR)", "spread of members"
 STYLES = {
     "observed": ("black", "-"),
     "nearest": ("#999999", ":"),
@@ -48,25 +59,28 @@ __all__ = [
 # ---------------------------------------------------------------- the pictures of a run
 
 
-def plot_evaluation(folder, paths, pairs, curves):
+def plot_evaluation(folder, paths, pairs, curves=None):
     """Draw the evaluation days: NN_maps.png of every day, wettest.png (a close-up) and scores.png, all in `folder`.
 
-    Args: paths: NN_pre_sr.nc in list order. pairs: sequence of their (lr, hr) DataArrays, mm. curves: of a ScoreTable.
+    Args: paths: NN_pre_sr.nc in list order. pairs: sequence of their (lr, hr) DataArrays, mm; hr is None where there is
+        no truth. curves: of a ScoreTable; None: no scores.png.
     """
-    folder, days = Path(folder), range(len(paths))
-    levels = levels_for(*(pairs[index][1] for index in days))
-    wettest = max(days, key=lambda index: float(pairs[index][0].mean()))
+    folder, wettest, near, shown = Path(folder), -1.0, None, None
     for index, path in enumerate(progress(paths, "drawing")):
         (lr, hr), sr = pairs[index], read_output(path)
-        save_figure(plot_maps(lr, sr, hr, levels=levels), folder / f"{index:02d}_maps.png")
-        if index == wettest:
+        save_figure(plot_maps(lr, sr, hr), folder / f"{index:02d}_maps.png")
+        shown, mean = lr if hr is None else hr, float(np.nan_to_num(lr.mean()))
+        if mean > wettest:
             one = sr.isel(member=0) if "member" in sr.dims else sr
+            wettest, near = mean, close_up(lr, one, hr)
             words = f"x{sr.attrs['scale']}, member 1 of {sr.sizes.get('member', 1)}"
-            near = close_up(lr, one, hr)
-            save_figure(plot_maps(*near, levels=levels, caption=words), folder / "wettest.png")
-    figure = plot_scores(curves, caption=f"{len(paths)} files", archive=pairs[0][1].attrs.get("archive"))
-    save_figure(figure, folder / "scores.png")
-    log(f"drew {len(paths)} maps, wettest.png and scores.png in {folder}")
+    if near is not None:
+        save_figure(plot_maps(*near, caption=words), folder / "wettest.png")
+    if curves is not None:
+        words, attrs = f"{len(paths)} files", shown.attrs
+        figure = plot_scores(curves, caption=words, archive=attrs.get("archive"), target=attrs.get("target"))
+        save_figure(figure, folder / "scores.png")
+    log(f"drew {len(paths)} maps, wettest.png{'' if curves is None else ' and scores.png'} in {folder}")
 
 
 def plot_forecasts(folder, paths, inputs, cells):
@@ -75,9 +89,9 @@ def plot_forecasts(folder, paths, inputs, cells):
     Args: paths: NN_pre_sr.nc. inputs: their LR DataArrays, mm, in the same order. cells: of
         verification.forecast_cells: {name of the reference: list of (downscaled (M, n), reference (n,)), mm}.
     """
-    folder, levels = Path(folder), levels_for(*inputs)
+    folder = Path(folder)
     for index, (path, lr) in enumerate(zip(progress(paths, "drawing"), inputs, strict=True)):
-        save_figure(plot_maps(lr, read_output(path), levels=levels), folder / f"{index:02d}_maps.png")
+        save_figure(plot_maps(lr, read_output(path)), folder / f"{index:02d}_maps.png")
     for name, pairs in cells.items():
         made, known = (np.concatenate(values, -1) for values in zip(*pairs, strict=True))
         words, archive = f"{len(pairs)} forecasts at the cells of the {name}", inputs[0].attrs.get("archive")
@@ -107,75 +121,85 @@ def close_up(lr, sr, hr=None, *, pixels=400):
     if max(sr.sizes["lat"], sr.sizes["lon"]) < 2.5 * pixels:
         return lr, sr, hr
     side = [min(max(1, round(pixels / scale)), n) for n in lr.shape]
-    cells, (h, w) = lr.values.astype(np.float64), lr.shape
-    valid = np.ones_like(cells) if hr is None else block_mean(np.isfinite(hr.values[: h * scale, : w * scale]), scale)
-    for wanted in (np.where(valid == 1, cells, np.nan), cells, np.nan_to_num(cells)):
-        means = np.lib.stride_tricks.sliding_window_view(wanted, side).mean((2, 3))
-        if np.isfinite(means).any():
-            break
-    r, c = np.unravel_index(np.nanargmax(means), means.shape)
-
-    def part(field, k):
-        return field.isel(lat=slice(r * k, (r + side[0]) * k), lon=slice(c * k, (c + side[1]) * k))
-
-    return part(lr, 1), part(sr, scale), hr if hr is None else part(hr, scale)
+    return _wettest_window(lr, sr, hr, side, scale)[0]
 
 
 def levels_for(*fields):
-    """Choose the rain scale of a run: SHORT where the 99.9 % quantile of every field is below 20 mm, else DAILY."""
-    return DAILY if any(float(np.nanquantile(field, 0.999)) >= 20 for field in fields) else SHORT
+    """Choose the levels of a figure from the rain in its fields: rungs of LADDER, mm, at least five.
+
+    The first is 0.1 mm, or less where a quarter of the wet values lies below it; the last is the highest rung that any
+    value reaches. Colours belong to the rungs, so other levels do not change the colour of an amount.
+    """
+    wet = [values[values >= LADDER[0]] for values in map(np.asarray, fields)]
+    wet = np.concatenate([np.zeros(0), *wet])
+    low, high = np.quantile(wet, (0.25, 1)) if wet.size else (LADDER[0], LADDER[0])
+    last = max(int(np.searchsorted(LADDER, high, "right")) - 1, 4)
+    first = min(max(int(np.searchsorted(LADDER, low, "right")) - 1, 0), LADDER.index(0.1), last - 4)
+    return LADDER[first : last + 1]
 
 
-def plot_maps(lr, sr, hr=None, *, caption="", levels=DAILY, members=3):
+def plot_maps(lr, sr, hr=None, *, caption="", levels=None, members=3):
     """Draw maps of the input, the truth if there is one, members, their mean and spread (standard deviation), north up.
 
+    Truth is masked where the input is missing; means and maxima in the titles are those of the pixels that no panel
+    misses. Of a domain over three times longer than wide the window of its wettest cells is drawn, beside the whole
+    input.
+
     Args: lr (lat, lon), sr ([member,] lat, lon), hr (lat, lon): DataArrays, mm, NaN = missing. caption: comes before
-        time, source and size of the field. levels: DAILY or SHORT, mm. members: how many are drawn.
+        time, source and size of the field. levels: rungs of LADDER; None: those of levels_for. members: how many are
+        drawn.
     Returns: a matplotlib Figure; save_figure writes it.
     """
-    panels = {"input (LR)": lr}
-    if hr is not None:
-        panels["no truth: input interpolated (HR)" if hr.attrs.get("target") == "interpolate" else "truth (HR)"] = hr
-    if "member" in sr.dims:
-        panels |= {f"member {m + 1}": sr.isel(member=m) for m in range(min(members, sr.sizes["member"]))}
-        panels |= {"mean of members": sr.mean("member"), "spread of members": sr.std("member", ddof=1)}
-    else:
-        panels["downscaled (SR)"] = sr
-    (south, north), (west, east) = (_ends(lr[d].values) for d in ("lat", "lon"))
-    height = (north - south) / (east - west) * _stretch(south, north)
-    columns = min(len(panels), (3 if len(panels) in (5, 6) else 4) if height < 2 else 7)
-    size = (3.4, 3 * height + 0.75) if height < 2 else (9 / height + 0.6, 9.6)
-    figure, axes = _figure(-(-len(panels) // columns), columns, size)
-    colours = _rain_colours(levels)
-    for ax, (title, field) in zip(axes.flat, panels.items(), strict=False):
-        image = _draw_map(ax, field, title, colours)
-    for ax in axes.flat[len(panels) :]:
-        ax.set_axis_off()
-    figure.colorbar(image, ax=axes, format="%g", label="rain, mm", aspect=40, pad=0.02)
-    said = [when(sr.time.values)] if "time" in sr.coords else []
-    said += [sr.attrs[key] for key in ("source", "source_file") if sr.attrs.get(key)]
-    said.append(
-        f"{sr.sizes['lat']} x {sr.sizes['lon']} pixels"
-        + (f", {sr.sizes['member']} members" if "member" in sr.dims else "")
-    )
+    lr, sr, hr = (field if field is None else _north_up(field) for field in (lr, sr, hr))
+    said, whole, where = _about(sr), lr, None
+    scale = int(sr.attrs.get("scale") or max(1, sr.sizes["lat"] // lr.sizes["lat"]))
+    if max(lr.shape) > 3 * min(lr.shape):
+        side = [min(n, 2 * min(lr.shape)) for n in lr.shape]
+        (lr, sr, hr), where = _wettest_window(lr, sr, hr, side, scale)
+        said.append(f"window of the wettest cells: {sr.sizes['lat']} x {sr.sizes['lon']} pixels")
+    input_present = _on_pixels(np.isfinite(lr.values), scale, sr.shape[-2:], False)
+    hr = hr if hr is None else hr.where(input_present)
+    panels = _panels(lr, sr, hr, members)
+    common = input_present & np.logical_and.reduce([np.isfinite(field.values) for field in panels.values()][1:])
+    if not common.all():
+        said.append(f"grey: missing; means and maxima are of the {_share(common.mean())} that no panel misses")
+    rain = _rain_colours(levels or levels_for(*(f for name, f in panels.items() if name != SPREAD)))
+    figure, axes = _map_axes(lr, len(panels) + (where is not None))
+    free, shown = list(axes.flat), {}
+    if where is not None:
+        first = free.pop(0)
+    for title, field in panels.items():
+        numbers = _on_pixels(field.values, scale, sr.shape[-2:], np.nan) if title == INPUT else field.values
+        colours = _spread_colours(field) if title == SPREAD else rain
+        ax = free.pop(0)
+        image = _draw_map(ax, field, f"{title}\n{_mean_and_max(numbers[common])}", colours)
+        shown["spread, mm" if title == SPREAD else "rain, mm"] = image
+    _label_outer(axes, free, 1 if where is None else 2)
+    if where is not None:
+        _draw_whole(first, whole, rain, lr)
+    for label, image in reversed(shown.items()):  # the last bar is nearest
+        _bar(figure, image, axes, label)
     return _sign(figure, "; ".join([caption] * bool(caption) + said), sr.attrs.get("archive"))
 
 
-def plot_windows(lr, hr, members, *, levels=None):
-    """Draw input, truth and up to three members of one training window.
+def plot_windows(lr, hr, members, *, levels=None, target=None):
+    """Draw input, truth and up to three members of one training window, in the colours of the maps.
 
-    Args: lr (h, w), hr (H, W), members (M, H, W): mm, tensors or arrays.
+    Args: lr (h, w), hr (H, W), members (M, H, W): mm, tensors or arrays. levels: rungs of LADDER; None: those of
+        levels_for. target: with "interpolate" the title of the truth says that it is none.
     """
     lr, hr, members = (
         np.asarray(a.detach().cpu() if hasattr(a, "detach") else a, np.float32) for a in (lr, hr, members)
     )
-    colours = _rain_colours(levels or (DAILY if np.nanmax(hr) > SHORT[-1] else SHORT))
-    panels = {"input": lr, "truth": hr} | {f"member {m + 1}": field for m, field in enumerate(members[:3])}
+    colours = _rain_colours(levels or levels_for(lr, hr, members))
+    truth = "no truth: input interpolated" if target == "interpolate" else "truth"
+    panels = {"input": lr, truth: hr} | {f"member {m + 1}": field for m, field in enumerate(members[:3])}
     figure, axes = _figure(1, len(panels), (3, 3))
     for ax, (title, field) in zip(axes.flat, panels.items(), strict=True):
         image = ax.imshow(field, cmap=colours[0], norm=colours[1], interpolation="nearest")
-        ax.set(title=title, xticks=[], yticks=[])
-    figure.colorbar(image, ax=axes, format="%g", label="rain, mm")
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(title, fontsize=10)
+    _bar(figure, image, axes, "rain, mm")
     return figure
 
 
@@ -207,11 +231,17 @@ def plot_sites(sr, reference, *, caption="", archive=None, names=("reference", "
     Args: sr and reference (n, lat, lon), DataArrays, mm, on the same sites; lat and lon of sr are the titles.
     """
     (n, h, w), top = sr.shape, float(max(np.nanmax(sr), np.nanmax(reference), 0.2)) * 1.3
-    size = max(9 / max(h, w), 0.85)
-    figure, axes = _figure(h, w, (size, size), layout=None)
-    width, height = figure.get_size_inches()
+    side, across, down = float(np.clip(10.5 / max(h, w), 0.95, 2.4)), 0.12, 0.3  # inches of a panel and between two
+    width, height = 1.0 + w * side + (w - 1) * across, 1.4 + h * side + (h - 1) * down
+    width, figure = max(width, 5), Figure(figsize=(max(width, 5), height))
+    axes = figure.subplots(h, w, squeeze=False)
     figure.subplots_adjust(
-        left=0.75 / width, right=1 - 0.1 / width, top=1 - 0.45 / height, bottom=0.95 / height, wspace=0.15, hspace=0.4
+        left=0.75 / width,
+        right=(0.75 + w * side + (w - 1) * across) / width,
+        top=1 - 0.45 / height,
+        bottom=0.95 / height,
+        wspace=across / side,
+        hspace=down / side,
     )
     first = 1 if top > 20 else 0.1
     ticks = [0, *(10.0**k for k in range(-1, 4) if first <= 10.0**k < top)]
@@ -223,7 +253,7 @@ def plot_sites(sr, reference, *, caption="", archive=None, names=("reference", "
             points = np.quantile(pair, np.linspace(0, 1, min(pair.shape[1], 200)), axis=1)
             ax.plot(*points.T, ".", ms=3, color=STYLES["ensemble"][0])
         else:
-            ax.text(0.5, 0.5, "missing", fontsize=6, color="0.5", ha="center", va="center", transform=ax.transAxes)
+            ax.text(0.5, 0.5, "missing", fontsize=7, color="0.5", ha="center", va="center", transform=ax.transAxes)
         ax.set_xscale("symlog", linthresh=first)
         ax.set_yscale("symlog", linthresh=first)
         for axis in (ax.xaxis, ax.yaxis):
@@ -231,40 +261,45 @@ def plot_sites(sr, reference, *, caption="", archive=None, names=("reference", "
             axis.set_minor_locator(NullLocator())
             axis.set_major_formatter("{x:g}")
         ax.set(xlim=(-0.05 * first, top), ylim=(-0.05 * first, top), aspect="equal")
-        ax.set_title(_place(sr.lat[i], sr.lon[j]), fontsize=6, pad=2)
-        ax.tick_params(labelsize=6, labelleft=j == 0, labelbottom=i == h - 1, length=2)
+        ax.set_title(_place(sr.lat[i], sr.lon[j]), fontsize=7 if side < 1.5 else 8, pad=2)
+        ax.tick_params(labelsize=7 if side < 1.5 else 8, labelleft=j == 0, labelbottom=i == h - 1, length=2)
     figure.supxlabel(f"{names[0]}, mm", fontsize=9, y=0.35 / height)
     figure.supylabel(f"{names[1]}, mm", fontsize=9, x=0.1 / width)
     return _sign(figure, f"{caption}; up to {n} values at each of {h * w} sites, sorted", archive)
 
 
-def plot_scores(curves, *, caption="", archive=None):
-    """Draw Q-Q with band, exceedance, spectra, FSS, rank histogram and reliability, from ScoreTable.curves()."""
+def plot_scores(curves, *, caption="", archive=None, target=None):
+    """Draw Q-Q with band, exceedance, spectra, FSS, rank histogram and reliability, from ScoreTable.curves().
+
+    With target "interpolate" the labels say that the truth is the input, interpolated.
+    """
+    truth = "interpolated input" if target == "interpolate" else "truth"
     figure, axes = _figure(2, 3, (4.8, 4.2))
     rows, observed = curves["rows"], curves["rows"]["observed"]
     best = "ensemble" if "ensemble" in rows else "one member"
     names = [name for name in STYLES if name in rows and name not in {"one member", best}] + [best]
     lines = {name: rows[name]["quantiles"] for name in names if name != "observed"}
-    _qq(axes[0, 0], observed["quantiles"], lines, ("truth", "downscaled"), rows[best]["band"], title="Q-Q, 1 to 99.9 %")
+    _qq(axes[0, 0], observed["quantiles"], lines, (truth, "downscaled"), rows[best]["band"], title="Q-Q, 1 to 99.9 %")
     axes[0, 0].get_legend().remove()
     _exceedance(axes[0, 1], curves["edges"], {name: rows[name]["exceedance"] for name in names})
     _spectra(axes[0, 2], {name: rows[name]["spectrum"] for name in names if rows[name]["spectrum"] is not None})
     shown = {name: rows[name]["fss"] for name in ("nearest", "RainFARM", best) if name in rows}
     _scales(axes[1, 0], curves["fss_scales"], curves["thresholds"], shown)
-    _ranks(axes[1, 1], curves.get("ranks"))
+    _ranks(axes[1, 1], curves.get("ranks"), truth)
     _reliability(axes[1, 2], curves.get("reliability"), curves["thresholds"])
     keys = [axes[0, 1].lines[0], *axes[0, 0].lines[1:]]
-    figure.legend(keys, ["truth", *lines], loc="outside upper left", ncols=len(keys), fontsize=8, frameon=False)
+    figure.legend(keys, [truth, *lines], loc="outside upper left", ncols=len(keys), fontsize=8, frameon=False)
     words = f"{curves['fields']} fields, {curves['pixels']} pixels; band of the Q-Q: 95 %, bootstrap over "
     words += f"{curves['blocks']} blocks"
+    words += "; no truth: the input, interpolated, stands for it" if target == "interpolate" else ""
     return _sign(figure, f"{caption}; {words}; points of the reliability: 50 pixels or more", archive)
 
 
 # ---------------------------------------------------------------- parts of a figure
 
 
-def _figure(rows, columns, size, layout="constrained"):
-    figure = Figure(figsize=(size[0] * columns + 0.8, size[1] * rows + 0.5), layout=layout)
+def _figure(rows, columns, size):
+    figure = Figure(figsize=(size[0] * columns + 0.8, size[1] * rows + 0.5), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -284,12 +319,112 @@ def _sign(figure, caption, archive):
 
 
 def _rain_colours(levels):
-    colour = colormaps["viridis_r"].resampled(len(levels)).with_extremes(under="white", over="black", bad="0.75")
+    """Colour map and norm of rain for levels out of LADDER."""
+    chosen = [COLOURS[LADDER.index(level)] for level in levels]
+    colour = colors.ListedColormap(chosen).with_extremes(under="white", over=chosen[-1], bad="0.75")
     return colour, colors.BoundaryNorm(levels, len(levels), extend="max")
 
 
+def _spread_colours(spread):
+    """Colour map and norm of the spread, from its own greatest value: yellow to brown, so it is not taken for rain."""
+    levels = levels_for(spread)[-10:]
+    chosen = colormaps["YlOrBr"](np.linspace(0.1, 1, len(levels)))
+    colour = colors.ListedColormap(chosen).with_extremes(under="white", over=chosen[-1], bad="0.75")
+    return colour, colors.BoundaryNorm(levels, len(levels), extend="max")
+
+
+def _bar(figure, image, axes, label):
+    """Draw a colour bar beside axes, labelled at every level."""
+    bar = figure.colorbar(image, ax=axes, format="%g", aspect=figure.get_size_inches()[1] / 0.2, pad=0.02)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    bar.set_ticks(image.norm.boundaries)
+    bar.minorticks_off()
+
+
+# ---------------------------------------------------------------- parts of a map
+
+
+def _north_up(field):
+    return field.transpose(..., "lat", "lon").sortby("lat", ascending=False)
+
+
+def _about(sr):
+    """What the caption says of a downscaled field: time, source, size."""
+    said = [when(sr.time.values)] if "time" in sr.coords and sr.time.size == 1 else []
+    said += [sr.attrs[key] for key in ("source", "source_file") if sr.attrs.get(key)]
+    number = sr.sizes.get("member", 0)
+    members = f", {number} member{'s' if number > 1 else ''}" if number else ""
+    return [*said, f"{sr.sizes['lat']} x {sr.sizes['lon']} pixels{members}"]
+
+
+def _panels(lr, sr, hr, members):
+    """{title: field} of the maps, in their order."""
+    panels = {INPUT: lr}
+    if hr is not None:
+        panels["no truth: input interpolated" if hr.attrs.get("target") == "interpolate" else "truth (HR)"] = hr
+    if "member" not in sr.dims:
+        return panels | {"downscaled (SR)": sr}
+    panels |= {f"member {m + 1}": sr.isel(member=m) for m in range(min(members, sr.sizes["member"]))}
+    if sr.sizes["member"] > 1:
+        panels |= {"mean of members": sr.mean("member"), SPREAD: sr.std("member", ddof=1)}
+    return panels
+
+
+def _on_pixels(cells, scale, shape, beyond):
+    """Repeat LR cells (h, w) as pixels (H, W); pixels of incomplete cells at the edge get the value `beyond`."""
+    pixels = np.full(shape, beyond, cells.dtype)
+    known = cells.repeat(scale, 0).repeat(scale, 1)[: shape[0], : shape[1]]
+    pixels[: known.shape[0], : known.shape[1]] = known
+    return pixels
+
+
+def _share(part):
+    return f"{100 * part:.0f} % of the pixels" if 0.01 < part < 0.99 else f"{100 * part:.2g} % of the pixels"
+
+
+def _mean_and_max(values):
+    return f"mean {values.mean():.2f}, max {values.max():.1f} mm" if values.size else "no pixel that all panels share"
+
+
+def _wettest_window(lr, sr, hr, side, scale):
+    """Cut the fields to the window of `side` LR cells with most rain; returns them and (top row, left column) in LR."""
+    cells, (h, w) = lr.values.astype(np.float64), lr.shape
+    valid = np.ones_like(cells) if hr is None else block_mean(np.isfinite(hr.values[: h * scale, : w * scale]), scale)
+    for wanted in (np.where(valid == 1, cells, np.nan), cells, np.nan_to_num(cells)):
+        means = np.lib.stride_tricks.sliding_window_view(wanted, side).mean((2, 3))
+        if np.isfinite(means).any():
+            break
+    r, c = np.unravel_index(np.nanargmax(means), means.shape)
+
+    def part(field, k):
+        return field.isel(lat=slice(r * k, (r + side[0]) * k), lon=slice(c * k, (c + side[1]) * k))
+
+    return (part(lr, 1), part(sr, scale), hr if hr is None else part(hr, scale)), (int(r), int(c))
+
+
+def _map_axes(lr, number):
+    """Figure and axes of `number` maps, panels as tall as the domain asks for, at least as wide as their titles."""
+    (south, north), (west, east) = (_ends(lr[d].values) for d in ("lat", "lon"))
+    height = (north - south) / (east - west) * _stretch(south, north)
+    columns = min(number, 3 if number in (5, 6) else 4)
+    width = 3.4 if height < 1.3 else max(4.4 / height, 2.2)
+    return _figure(-(-number // columns), columns, (width, max((width - 0.4) * min(height, 3), 1.2) + 0.75))
+
+
+def _draw_whole(ax, field, colours, part):
+    """Draw the whole of a strip, labelled along its length alone, with a frame round `part` of it."""
+    _draw_map(ax, field, "input (LR),\nwhole domain", colours)
+    (south, north), (west, east) = (_ends(part[d].values) for d in ("lat", "lon"))
+    ax.add_patch(Rectangle((west, south), east - west, north - south, fill=False, ec="#D55E00", lw=1.5))
+    tall = field.sizes["lat"] > field.sizes["lon"]
+    ax.tick_params(labelleft=tall, labelbottom=not tall)
+    ax.set_xlabel("" if tall else ax.get_xlabel())
+    ax.set_ylabel(ax.get_ylabel() if tall else "")
+
+
 def _draw_map(ax, field, title, colours):
-    field = field.transpose("lat", "lon").sortby("lat", ascending=False)
+    """Draw a field (lat, lon), north first, with coasts and borders."""
     (south, north), (west, east) = (_ends(field[d].values) for d in ("lat", "lon"))
     image = ax.imshow(
         field.values,
@@ -299,15 +434,32 @@ def _draw_map(ax, field, title, colours):
         interpolation="nearest",
         aspect=_stretch(south, north),
     )
-    for x, y in _outlines():
-        ax.plot(x, y, color="0.25", lw=0.6)
+    for lines, style in zip(_lines_within(west, east, south, north), ("solid", (0, (3, 1.5))), strict=True):
+        if lines:
+            ax.add_collection(LineCollection(lines, colors="0.15", linewidths=0.6, linestyles=[style]), autolim=False)
     ax.set(xlim=(west, east), ylim=(south, north))
     ax.set_xlabel("degrees east", fontsize=8)
     ax.set_ylabel("degrees north", fontsize=8)
-    ax.set_title(f"{title}\nmean {float(field.mean()):.2f}, max {float(field.max()):.1f} mm", fontsize=8)
-    ax.locator_params(axis="x", nbins=4, prune="upper")
-    ax.label_outer()
+    ax.set_title(title, fontsize=8)
+    ax.tick_params(labelsize=8)
+    tall = (north - south) / (east - west)
+    for axis, parts in ((ax.xaxis, 4 if tall < 1.5 else 3 if tall < 4 else 1), (ax.yaxis, 6 if tall > 0.3 else 1)):
+        axis.set_major_locator(MaxNLocator(parts, steps=(1, 2, 5, 10)))
     return image
+
+
+def _label_outer(axes, free, first):
+    """Keep the labels of the left column, of the `first` maps and of the lowest map in each column; hide free axes."""
+    for ax in free:
+        ax.set_axis_off()
+    for (row, column), ax in np.ndenumerate(axes):
+        lowest = row == len(axes) - 1 or axes[row + 1, column] in free
+        left = column == 0 or (row == 0 and column < first)
+        ax.tick_params(labelleft=left, labelbottom=lowest)
+        if column:
+            ax.set_ylabel("")
+        if not lowest:
+            ax.set_xlabel("")
 
 
 def _ends(centres):
@@ -320,31 +472,26 @@ def _stretch(south, north):
     return 1 / max(np.cos(np.radians((south + north) / 2)), 0.1)
 
 
+def _lines_within(west, east, south, north):
+    """(coasts, borders) that may touch a box, each a list of (n, 2) lon, lat."""
+    found = [], []
+    for line, border, low, high in _outlines():
+        if low[0] <= east and high[0] >= west and low[1] <= north and high[1] >= south:
+            found[border].append(line)
+    return found
+
+
 @functools.lru_cache(maxsize=1)
 def _outlines():
-    """Coast and border lines, as (lon, lat), from cartopy's files on this machine; nothing is downloaded."""
+    """(line (n, 2) in degrees, whether it is a border, its least and its greatest lon and lat) from OUTLINES."""
     try:
-        import cartopy
-        from cartopy.io.shapereader import Reader
-    except ImportError:
+        with np.load(OUTLINES, allow_pickle=False) as file:
+            points, lengths, borders = file["points"] / 100, file["lengths"], file["border"]
+    except (OSError, KeyError, ValueError) as error:  # a lost file must not cost the picture
+        log(f"maps lack coasts and borders: {OUTLINES} cannot be read ({error})")
         return []
-    roots = [cartopy.config.get(key) for key in ("pre_existing_data_dir", "data_dir", "repo_data_dir")]
-    names = ("physical/ne_50m_coastline.shp", "cultural/ne_50m_admin_0_boundary_lines_land.shp")
-    found = [
-        next((f for root in roots if root and (f := Path(root, "shapefiles/natural_earth", name)).exists()), None)
-        for name in names
-    ]
-    if None in found:
-        log(
-            "maps lack coastlines or borders: cartopy's files are not on this machine "
-            "(cartopy_feature_download physical cultural)"
-        )
-    try:
-        shapes = [shape for file in found if file for shape in Reader(str(file)).geometries()]
-        return [line.xy for shape in shapes for line in getattr(shape, "geoms", [shape])]
-    except Exception as error:  # a broken installation must not cost the picture
-        log(f"maps lack coastlines: cartopy cannot read its own ({error})")
-        return []
+    lines = np.split(points, np.cumsum(lengths)[:-1])
+    return [(line, int(b), line.min(0), line.max(0)) for line, b in zip(lines, borders, strict=True)]
 
 
 def _place(lat, lon):
@@ -401,11 +548,13 @@ def _exceedance(ax, edges, lines):
 def _spectra(ax, lines):
     for name, power in lines.items():
         ax.plot(np.arange(1, len(power)), power[1:], color=STYLES[name][0], ls=STYLES[name][1], lw=1.2)
-    pixels = 2 * max(map(len, lines.values()), default=0)
-    ax.set(xscale="log", yscale="log", title="spectra", ylabel="power, mm²", xlabel=f"waves over {pixels} pixels")
+    ax.set(xscale="log", yscale="log", title="spectra", ylabel="power, mm²")
     _plain(ax, "x")
-    if not lines:
+    if lines:
+        ax.set_xlabel(f"waves over {2 * max(map(len, lines.values()))} pixels")
+    else:
         ax.text(0.5, 0.5, "every field has missing pixels", ha="center", transform=ax.transAxes)
+        ax.set(xticks=[], yticks=[])
 
 
 def _scales(ax, scales, thresholds, lines):
@@ -420,8 +569,8 @@ def _scales(ax, scales, thresholds, lines):
     ax.legend(fontsize=8, title="at or above", title_fontsize=8)
 
 
-def _ranks(ax, ranks):
-    ax.set(title="rank of the truth", xlabel="members below it", ylabel="frequency, 1 where reliable")
+def _ranks(ax, ranks, truth):
+    ax.set(title=f"rank of the {truth}", xlabel="members below it", ylabel="frequency, 1 where reliable")
     if ranks is None:
         ax.text(0.5, 0.5, "needs an ensemble: --members 2 or more", ha="center", transform=ax.transAxes)
         return

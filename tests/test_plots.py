@@ -1,11 +1,12 @@
 """The pictures: north up, on one rain scale, captioned, with the numbers of the table, and drawn on any machine."""
 
-import sys
-import types
-
 import numpy as np
+import pytest
 import torch
 import xarray as xr
+from matplotlib import colors
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from test_verification import analysed, forecast, rain, table_of
 
@@ -59,6 +60,30 @@ def test_maps_are_north_up_on_one_scale_with_captions(tmp_path):
     assert "GENERATED" not in plain and "downscaled" in plain
 
 
+def lightness(colour):
+    """CIELAB lightness of a colour, 0 (black) to 100 (white)."""
+    rgb = np.array(colors.to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return 116 * np.cbrt(linear @ (0.2126, 0.7152, 0.0722)) - 16
+
+
+def shown_as(image, amount):
+    return tuple(image.cmap(image.norm(amount)))
+
+
+def panels(figure):
+    """{title: axes} of the maps of a figure."""
+    return {ax.get_title().split("\n")[0]: ax for ax in figure.axes if ax.images and ax.get_title()}
+
+
+def test_light_rain_is_pale_and_heavy_rain_dark_by_even_steps():
+    steps = -np.diff([lightness(colour) for colour in plots.COLOURS])
+    assert len(plots.COLOURS) == len(plots.LADDER) and lightness(plots.COLOURS[0]) < 98
+    assert steps.min() > 2.5 and steps.max() < 12 and lightness(plots.COLOURS[-1]) < 15
+    from_daily = -np.diff([lightness(c) for level, c in zip(plots.LADDER, plots.COLOURS, strict=True) if level >= 0.1])
+    assert from_daily.min() > 4
+
+
 def test_one_rain_colour_means_one_amount_everywhere():
     low, high = field_of(np.full((4, 4), 3.0)), field_of(np.full((4, 4), 3.0))
     high[0, 0] = 200
@@ -66,27 +91,147 @@ def test_one_rain_colour_means_one_amount_everywhere():
     assert len({tuple(i.cmap(i.norm(3.0))) for i in images}) == 1
 
 
-def test_broken_or_absent_cartopy_costs_no_picture(monkeypatch, tmp_path, capsys):
-    def outlines(config, geometries):
-        reader = types.SimpleNamespace(Reader=lambda path: types.SimpleNamespace(geometries=geometries))
-        monkeypatch.setitem(sys.modules, "cartopy", config and types.SimpleNamespace(config=config))
-        monkeypatch.setitem(sys.modules, "cartopy.io", types.SimpleNamespace(shapereader=reader))
-        monkeypatch.setitem(sys.modules, "cartopy.io.shapereader", reader)
-        plots._outlines.cache_clear()
-        field = field_of(rain(0, 10, 10))
-        return len(plots.plot_maps(field, field).axes[0].lines), capsys.readouterr().out
+def test_maps_and_tensorboard_share_colours_whatever_the_day():
+    wet = rain(0, 8, 8) * 10
+    sr = field_of(np.stack([wet, wet[::-1]]), scale=2)
+    maps = panels(plots.plot_maps(field_of(wet[::2, ::2]), sr, field_of(wet)))
+    windows = panels(plots.plot_windows(wet[::2, ::2], wet / 5, np.stack([wet, wet])))
+    images = [ax.images[0] for name, ax in [*maps.items(), *windows.items()] if "spread" not in name]
+    assert len(images) == 9
+    for amount in (0, 0.15, 0.7, 3):
+        assert len({shown_as(image, amount) for image in images}) == 1
+    assert shown_as(images[0], 0) == (1, 1, 1, 1)
 
-    line = types.SimpleNamespace(xy=([106, 107], [29, 30]))
-    assert outlines(None, None) == (0, "")
-    drawn, said = outlines({"data_dir": tmp_path}, lambda: [line])
-    assert drawn == 0 and "cartopy_feature_download" in said and said.count("\n") == 1  # once, not a panel each
-    for name in ("physical/ne_50m_coastline.shp", "cultural/ne_50m_admin_0_boundary_lines_land.shp"):
-        (tmp_path / "shapefiles/natural_earth" / name).parent.mkdir(parents=True)
-        (tmp_path / "shapefiles/natural_earth" / name).touch()
-    many = types.SimpleNamespace(geoms=[line, line])
-    assert outlines({"data_dir": tmp_path}, lambda: [line, many]) == (6, "")
-    drawn, said = outlines({"data_dir": tmp_path}, lambda: 1 / 0)
-    assert drawn == 0 and "cannot read its own" in said
+
+def test_levels_follow_the_day():
+    wet = rain(0, 40, 40)
+    dry = wet * 1.5 / wet.max()
+    assert plots.levels_for(wet * 90 / wet.max(), np.full(3, np.nan))[-1] == 50
+    assert plots.levels_for(dry)[-1] == 1 and plots.levels_for(np.zeros(4)) == plots.LADDER[:5]
+    for field in (wet, dry, wet * 0, wet * 1e4):
+        assert set(plots.levels_for(field)) <= set(plots.LADDER) and len(plots.levels_for(field)) >= 5
+    image = plots.plot_maps(field_of(dry), field_of(dry)).axes[0].images[0]
+    assert len({shown_as(image, amount) for amount in dry.ravel()}) >= 4  # not all one colour
+
+
+def test_spread_has_its_own_colours_and_bar():
+    values = np.stack([rain(k, 8, 8) for k in range(4)])
+    figure = plots.plot_maps(field_of(values[0, ::4, ::4]), field_of(values, scale=4), field_of(values[0]))
+    images = {name: ax.images[0] for name, ax in panels(figure).items()}
+    spread = images.pop("spread of members")
+    assert len({id(image.norm) for image in images.values()}) == 1 and spread.norm is not images["member 1"].norm
+    assert spread.cmap.colors[-1].tolist() != list(images["member 1"].cmap.colors[-1])
+    assert {"rain, mm", "spread, mm"} <= {ax.get_ylabel() for ax in figure.axes}
+    one = plots.plot_maps(field_of(values[0, ::4, ::4]), field_of(values[:1], scale=4))
+    assert list(panels(one)) == ["input (LR)", "member 1"] and "spread" not in words(one)
+
+
+def test_titles_speak_of_the_same_pixels_and_truth_is_masked_as_the_input():
+    hr = field_of(np.arange(64, dtype=np.float32).reshape(8, 8), scale=4)
+    lr = hr.coarsen(lat=4, lon=4).mean()
+    sr = hr.expand_dims(member=2).copy()
+    lr[0, 0] = np.nan
+    sr[:, :4, :4] = np.nan
+    hr[7, 7] = np.nan
+    figure = plots.plot_maps(lr, sr, hr)
+    shown = panels(figure)
+    assert np.isnan(shown["truth (HR)"].images[0].get_array().filled(np.nan)[:4, :4]).all()
+    common = np.isfinite(hr.values) & np.isfinite(sr.values[0])
+    for name in ("truth (HR)", "member 1", "member 2", "mean of members"):
+        mean = float(hr.values[common].mean())
+        assert shown[name].get_title().split("\n")[1] == f"mean {mean:.2f}, max 62.0 mm", name
+    cells = lr.values.repeat(4, 0).repeat(4, 1)[common].mean()
+    assert f"mean {cells:.2f}" in shown["input (LR)"].get_title()
+    assert "73 % of the pixels that no panel misses" in words(figure)
+    nothing = words(plots.plot_maps(lr * np.nan, sr * np.nan, hr))
+    assert "nan" not in nothing and "no pixel that all panels share" in nothing
+
+
+def test_a_strip_is_drawn_as_the_window_of_its_wettest_cells():
+    for turned in (False, True):
+        cells = np.ones((35, 3), np.float32)
+        cells[20:24] = 9
+        cells = cells.T if turned else cells
+        sr = field_of(cells.repeat(4, 0).repeat(4, 1), scale=4)
+        lr = sr.coarsen(lat=4, lon=4).mean()
+        figure = plots.plot_maps(lr, sr, sr)
+        shown = panels(figure)
+        assert shown["input (LR),"].images[0].get_array().shape == cells.shape
+        window = shown["input (LR)"].images[0].get_array()
+        assert window.shape == ((3, 6) if turned else (6, 3)) and (window == 9).sum() == 12
+        assert shown["downscaled (SR)"].images[0].get_array().shape == (window.shape[0] * 4, window.shape[1] * 4)
+        assert "window of the wettest cells" in words(figure)
+
+
+def test_pictures_of_interpolate_say_so():
+    field = rain(0, 8, 8)
+    assert "no truth: input interpolated" in words(plots.plot_windows(field, field, field[None], target="interpolate"))
+    table = table_of(2)
+    said = words(plots.plot_scores(table.curves(), target="interpolate"))
+    assert "no truth" in said and "rank of the interpolated input" in said
+    assert "no truth" not in words(plots.plot_scores(table.curves()))
+
+
+def texts_of(figure):
+    """Titles and tick labels of a figure as drawn: [(text, box in pixels)] of each axes."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    for ax in figure.axes:
+        labels = [ax.title]
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [tick for tick in axis.get_major_ticks() if low - 1e-9 <= tick.get_loc() <= high + 1e-9]
+            labels += [label for tick in ticks for label in (tick.label1, tick.label2)]
+        yield from (t.get_window_extent() for t in labels if t.get_visible() and t.get_text())
+
+
+@pytest.mark.parametrize("shape, members", [((8, 8), 4), ((30, 8), 3), ((8, 40), 3), ((40, 4), 1)])
+def test_no_labels_touch(shape, members):
+    values = rain(1, members, *shape) * 100
+    sr = field_of(values, scale=2)
+    lr = sr.isel(member=0).coarsen(lat=2, lon=2).mean()
+    boxes = list(texts_of(plots.plot_maps(lr, sr, sr[0].assign_attrs(target="interpolate"))))
+    for k, one in enumerate(boxes):
+        assert not any(one.overlaps(other) for other in boxes[k + 1 :]), one
+
+
+def test_sites_can_be_read():
+    for sites in (11, 5):
+        field = xr.DataArray(
+            rain(0, 4, sites, sites),
+            dims=("time", "lat", "lon"),
+            coords={"lat": 30 - 0.4 * np.arange(sites), "lon": 106 + 0.4 * np.arange(sites)},
+        )
+        figure = plots.plot_sites(field, field)
+        boxes = list(texts_of(figure))
+        assert len(figure.axes) == sites**2 and len({round(ax.get_window_extent().width) for ax in figure.axes}) <= 2
+        assert figure.axes[0].get_window_extent().width / figure.dpi >= 0.94  # inches
+        for k, one in enumerate(boxes):
+            assert not any(one.overlaps(other) for other in boxes[k + 1 :])
+
+
+def coasts_and_borders(figure):
+    return [sum(map(len, c.get_segments())) for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+
+
+def test_outlines_are_drawn_where_there_are_any(monkeypatch, tmp_path, capsys):
+    china = xr.DataArray(
+        np.ones((20, 35)),
+        dims=("lat", "lon"),
+        coords={"lat": 54 - 2.0 * np.arange(20), "lon": 70 + 2.0 * np.arange(35)},
+    )
+    coasts, borders = coasts_and_borders(plots.plot_maps(china, china))
+    assert coasts > 500 and borders > 300
+    inland = field_of(rain(0, 40, 40))  # 106-110E 26-30N
+    assert coasts_and_borders(plots.plot_maps(inland, inland)) == []
+    lines = plots._outlines()
+    assert plots.OUTLINES.stat().st_size < 300e3 and len(lines) > 1500
+    assert all(abs(line[:, 0]).max() <= 180 and abs(line[:, 1]).max() < 90 for line, *_ in lines)
+    monkeypatch.setattr(plots, "OUTLINES", tmp_path / "lost.npz")
+    plots._outlines.cache_clear()
+    for _ in range(2):
+        assert coasts_and_borders(plots.plot_maps(china, china)) == []
+    assert capsys.readouterr().out.count("maps lack coasts and borders") == 1
     plots._outlines.cache_clear()
 
 
@@ -145,25 +290,40 @@ def test_close_up_shows_the_wettest_window_that_is_whole():
     assert float(plots.close_up(lr, hr, hr, pixels=80)[0].mean()) > 5
 
 
-def test_one_rain_scale_serves_a_whole_run(tmp_path, monkeypatch):
-    levels, pairs = [], []
-    for k, top in enumerate((3, 90)):  # a dry day and a wet one
+@pytest.fixture
+def two_days(tmp_path):
+    """A dry day and a wet one as stage 3 leaves them: their paths and pairs."""
+    pairs = []
+    for k, top in enumerate((3, 90)):
         field = field_of(np.full((8, 8), top, np.float32), scale=4)
         pairs.append((field[::4, ::4], field))
         utils.write_field(tmp_path / f"0{k}_pre_sr.nc", field)
-    paths = sorted(tmp_path.glob("*.nc"))
-    monkeypatch.setattr(plots, "plot_maps", lambda *a, **k: levels.append(k["levels"]) or Figure())
+    return sorted(tmp_path.glob("*.nc")), pairs
+
+
+def test_a_run_is_drawn_with_scores(tmp_path, two_days, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "plot_maps", lambda lr, *a, **k: shown.append(float(lr.max())) or Figure())
     monkeypatch.setattr(plots, "plot_scores", lambda *a, **k: Figure())
+    paths, pairs = two_days
     table = verification.score_outputs(paths, pairs, 4)
     assert table.terms.thresholds == (1, 10, 50)
     plots.plot_evaluation(tmp_path / "plots", paths, pairs, table.curves())
-    assert levels == [plots.DAILY] * 3
+    assert shown == [3, 90, 90]  # the last is the close-up of the wettest
     assert sorted(p.name for p in (tmp_path / "plots").glob("*")) == [
         "00_maps.png",
         "01_maps.png",
         "scores.png",
         "wettest.png",
     ]
+
+
+def test_a_run_without_truth_is_drawn_too(tmp_path, two_days):
+    paths, pairs = two_days
+    plots.plot_evaluation(tmp_path / "plots", paths, [(lr, None) for lr, _ in pairs])
+    plots.plot_evaluation(tmp_path / "unscored", paths, pairs, None)
+    for folder in ("plots", "unscored"):
+        assert sorted(p.name for p in (tmp_path / folder).glob("*")) == ["00_maps.png", "01_maps.png", "wettest.png"]
 
 
 def test_forecasts_are_drawn_against_their_input_and_the_analysed_day(tmp_path):
