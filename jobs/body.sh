@@ -61,7 +61,7 @@ pbs_seconds() {
     local limit
     if [ -n "${PBS_WALLTIME:-}" ]; then
         echo "$PBS_WALLTIME"
-    elif limit=$(qstat -f "$PBS_JOBID" 2>/dev/null | sed -n 's/^ *Resource_List.walltime = //p') && [ -n "$limit" ]; then
+    elif limit=$(qstat -f "$PBS_JOBID" 2>/dev/null | sed -n 's/^[[:space:]]*Resource_List.walltime = //p') && [ -n "$limit" ]; then
         awk -F: '{ s = 0; for (k = 1; k <= NF; k++) s = 60 * s + $k; print s }' <<<"$limit"
     fi
 }
@@ -143,6 +143,8 @@ requeue() {
     [ "$stage" != 1 ] || fail "the time is over, and stage 1 does not go on from where it was; submit it again with a longer time limit"
     [ "$restarts" -lt "${MAX_RESTARTS:-50}" ] || fail "the run was restarted $restarts times (MAX_RESTARTS); is its time limit longer than one step takes?"
     if [ "$scheduler" = slurm ]; then
+        # one task of an array bears the number of the whole array, which would send all tasks back, those that have ended too
+        [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
         echo "body: back to the queue (scontrol requeue $job)"
         trap '' TERM
         scontrol requeue "$job" || fail "scontrol requeue $job was refused; submit again with the same command, and it goes on"
@@ -179,12 +181,12 @@ main() {
     [1-5]) shift ;;
     *) fail "expected the number of a stage, 1 to 5, and then its options; found: ${*:-nothing} (Slurm: sbatch jobs/downscale.slurm 3 --members 8; PBS: STAGE_ARGS='3 --members 8' SHARDS=4 qsub jobs/downscale.pbs)" ;;
     esac
-    if [ -n "${PBS_JOBID:-}" ]; then
-        scheduler=pbs
-        read_pbs
-    elif [ -n "${SLURM_JOB_ID:-}" ]; then
+    if [ -n "${SLURM_JOB_ID:-}" ]; then # first: some Slurm clusters set the variables of PBS too
         scheduler=slurm
         read_slurm
+    elif [ -n "${PBS_JOBID:-}" ]; then
+        scheduler=pbs
+        read_pbs
     else
         fail "not inside a job: submit a script of jobs/ with sbatch or qsub; without a scheduler run the numbered scripts themselves"
     fi

@@ -15,6 +15,7 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
+TORQUE = "slurm-wlm-torque"  # qsub and qstat, made of sbatch and squeue
 # CPUs and memory are those of a GPU node, not of this machine, so that the scripts are submitted as they are.
 CONF = """
 ClusterName=ci
@@ -48,6 +49,7 @@ ReturnToService=2
 KillWait=5
 MinJobAge=3600
 MailProg=/bin/true
+TaskProlog={home}/prolog
 GresTypes=gpu
 NodeName=localhost NodeAddr=127.0.0.1 NodeHostname={host} Port={node} CPUs=64 RealMemory=256000 Gres=gpu:4 State=UNKNOWN
 PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE State=UP
@@ -59,15 +61,25 @@ def missing():
     if os.geteuid() != 0:
         return "a Slurm of its own needs root (slurmd starts jobs as their user)"
     if not all(map(shutil.which, PROGRAMS)) and shutil.which("apt-get"):
-        _install()
+        _install(*PACKAGES)
     absent = [name for name in PROGRAMS if not shutil.which(name)]
     return f"{', '.join(absent)} not found: apt-get install {' '.join(PACKAGES)}" if absent else None
 
 
-def _install():
+def missing_qsub():
+    """Why no PBS script can be handed to Slurm by a qsub of its own, in words; None where one can."""
+    if not shutil.which("qsub") and shutil.which("apt-get"):
+        _install(TORQUE)
+    qsub = shutil.which("qsub")
+    if not qsub or b"sbatch" not in Path(qsub).read_bytes():
+        return f"no qsub over Slurm: apt-get install {TORQUE}"
+    return None
+
+
+def _install(*packages):
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     apt = ["apt-get", "-q", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=10"]
-    for words in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
+    for words in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run([*apt, *words], env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
 
@@ -104,6 +116,13 @@ def _start(home, environment):
     for k in range(4):
         os.mknod(home / f"fakegpu{k}", 0o666 | 0o020000, os.makedev(1, 3))
     (home / "gres.conf").write_text(f"Name=gpu File={home}/fakegpu[0-3]\n")
+    # PBS variables beside those of Slurm; with AS_PBS the job does not know that it is one of Slurm
+    (home / "plugstack.conf").write_text("optional spank_pbs.so\n")
+    (home / "nodes").write_text("localhost\n")
+    (home / "prolog").write_text(
+        f'#!/bin/sh\n[ -z "$AS_PBS" ] || echo "unset SLURM_JOB_ID\nexport PBS_NODEFILE={home}/nodes"\n'
+    )
+    (home / "prolog").chmod(0o755)
     controller, node = _free_ports(2)
     host = socket.gethostname().split(".")[0]
     (home / "slurm.conf").write_text(CONF.format(home=home, controller=controller, node=node, host=host))

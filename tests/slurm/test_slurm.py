@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cluster import missing, one_node, wait_for
+from cluster import missing, missing_qsub, one_node, wait_for
 from conftest import ROOT, TINY, run
 
 import utils
@@ -90,6 +90,7 @@ def slurm(tmp_path_factory):
     with one_node() as environment:
         slurm = Slurm(home, environment)
         slurm.chain, slurm.limited = submit_chain(slurm), submit_limited(home / "limited", environment)
+        slurm.array = slurm.limited[0].submit("--array=0-2", "jobs/downscale.slurm", "3")  # minutes in the queue
         yield slurm
 
 
@@ -113,15 +114,27 @@ def submit_chain(slurm):
 def submit_limited(home, environment):
     """(Slurm, job) of a stand-in for stage 2: its two tasks wait until Slurm says that the time is over.
 
-    One of them ends seconds before the other.
+    One of them ends seconds before the other. The stand-in for stage 3 goes back to the queue in that task of an array
+    whose job has the number of the array.
     """
     shutil.copytree(ROOT / "jobs", home / "jobs", ignore=shutil.ignore_patterns("*.out"))
     (home / "2train.py").write_text(
         "import os, signal, sys, time\n"
-        "rank = int(os.environ['RANK'])\n"
+        "rank = int(os.environ.get('RANK', 0))\n"
         "signal.signal(signal.SIGUSR1, lambda *_: (time.sleep(3 * rank), sys.exit(138)))\n"
         "if 'fail' in sys.argv and rank == 1: sys.exit('a cause')\n"
-        "time.sleep(0 if 'SLURM_RESTART_COUNT' in os.environ else 110)\n"
+        "if 'limit' in sys.argv and 'RESTARTS' not in os.environ: os.kill(os.getppid(), signal.SIGUSR1)\n"
+        "time.sleep(0 if {'SLURM_RESTART_COUNT', 'RESTARTS'} & set(os.environ) else 110)\n"
+    )
+    (home / "3downscale_eval.py").write_text(
+        "import os, signal, sys, time\n"
+        "print('restarts', os.environ.get('SLURM_RESTART_COUNT', '0'), *sys.argv[1:])\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(138))\n"
+        "job, array, again = map(os.environ.get, ('SLURM_JOB_ID', 'SLURM_ARRAY_JOB_ID', 'SLURM_RESTART_COUNT'))\n"
+        "if job == array and not again:\n"
+        "    time.sleep(3), os.kill(os.getppid(), signal.SIGUSR1)  # as at its time limit\n"
+        "    time.sleep(60)\n"
+        "time.sleep(8 if '0/3' in sys.argv else 0)\n"
     )
     slurm = Slurm(home, environment)
     # the header asks for the signal 120 s before the limit
@@ -212,6 +225,63 @@ def test_sbatch_reads_the_directives_of_a_pbs_script(slurm):
     assert utils.load_checkpoint(slurm.home / "Data/pbs.pth")["step"] == 4
 
 
+@pytest.fixture(scope="module")
+def pbs(slurm):
+    """The cluster; qsub submits to it, and its jobs have the variables of PBS."""
+    reason = missing_qsub()
+    if reason:
+        pytest.skip(reason)
+    return slurm
+
+
+def test_the_pbs_pipeline_runs_through_a_qsub_over_slurm(pbs):
+    """Options, dependencies, arrays and walltime as qsub takes them, without a PBS server."""
+    home = pbs.home / "pbs"
+    shutil.copytree(ROOT / "jobs", home / "jobs", ignore=shutil.ignore_patterns("*.out"))
+    (home / "Data").mkdir()
+    (home / "Data/Sample").symlink_to(pbs.home / "Data/Sample")
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, home)
+    said = Slurm(home, pbs.environment).call(
+        *("bash", "jobs/pipeline.pbs.sh", "-q", "main", "-A", "rain"),
+        AS_PBS="1",
+        STAGES="1 2 3",
+        ARGS1=" ".join(FOLDERS),
+        ARGS2=" ".join([*TRAIN, "--lr-step", "1"]),
+        SUBMIT2="-l walltime=01:00:00",
+        SHARDS="2",
+    )
+    numbers, stages = zip(*re.findall(r"^(\d+)  (\d)", said, re.M), strict=True)
+    assert stages == ("1", "2", "3", "3")
+    pbs.ended(numbers[-1])
+    jobs = [pbs.jobs(number) for number in numbers]
+    logs = "\n".join(path.read_text() for path in sorted(home.glob("*.pbs.[eo]*")))
+    assert {(job["JobState"], job["Account"]) for each in jobs for job in each} == {("COMPLETED", "rain")}, logs[-4000:]
+    assert jobs[1][0]["TimeLimit"] == "01:00:00" and [len(each) for each in jobs] == [1, 1, 2, 1]
+    assert {"--shard 0/2", "--shard 1/2"} <= set(re.findall(r"--shard \d/\d", logs)) and "note: the time" not in logs
+    results = home / "Data/DataResults/ResultEval"
+    assert len(list(results.glob("*_pre_sr.nc"))) == 6 and (results / "scores.csv").exists()
+
+
+def test_a_pbs_job_at_its_time_limit_submits_the_one_that_goes_on(pbs):
+    limited, _ = pbs.limited
+    number = limited.call("qsub", "jobs/train.pbs", AS_PBS="1", STAGE_ARGS="limit").strip()
+    assert limited.ended(number) == {"FAILED"}  # 138: it has saved
+    said = (limited.home / f"train.pbs.o{number}").read_text()
+    (next_one,) = re.findall(r"body: (\d+) goes on", said)
+    assert limited.ended(next_one) == {"COMPLETED"}
+    assert "start 2" in (limited.home / f"train.pbs.o{next_one}").read_text()
+
+
+def test_a_slurm_cluster_that_sets_the_variables_of_pbs_is_a_slurm_cluster(pbs):
+    """Without AS_PBS a job of qsub goes back to the queue by scontrol."""
+    limited, _ = pbs.limited
+    number = limited.call("qsub", "jobs/train.pbs", STAGE_ARGS="limit", MAX_RESTARTS="0").strip()
+    assert limited.ended(number) == {"FAILED"}
+    job = limited.jobs(number)[0]
+    assert job["Restarts"] == "0" and "restarted 0 times" in Path(job["StdErr"]).read_text()
+
+
 def test_the_chain_runs_in_order(chain):
     jobs = [chain.jobs(number) for number in chain.chain]
     logs = chain.log("*")
@@ -244,3 +314,15 @@ def test_slurm_itself_tells_a_run_that_its_time_is_over(slurm):
     limited, number = slurm.limited
     assert limited.ended(number) == {"COMPLETED"}, limited.log("*")
     assert limited.log(f"train-{number}").count("got USR1") == 1 and limited.jobs(number)[0]["Restarts"] == "1"
+
+
+def test_a_task_of_an_array_that_goes_back_to_the_queue_goes_alone(slurm):
+    """The task that bears the number of the array itself, at the end of its time: one other has ended, one runs."""
+    (limited, _), number = slurm.limited, slurm.array
+    log = f"downscale-{number}_2"
+    wait_for(lambda: limited.log(log).count("body: ended with 0"), SECONDS, lambda: limited.log("*")[-4000:])
+    assert limited.ended(number) == {"COMPLETED"}
+    assert f"scontrol requeue {number}_2" in limited.log(log)
+    assert {job["ArrayTaskId"]: job["Restarts"] for job in limited.jobs(number)} == {"0": "0", "1": "0", "2": "1"}
+    for task in range(2):
+        assert limited.log(f"downscale-{number}_{task}").count("restarts 0") == 1
