@@ -25,6 +25,7 @@ import scipy.ndimage
 import xarray as xr
 
 from datasets import block_mean, fill_nearest, open_list
+from threads import allowed_cores
 from utils import DataError, field_times, log, progress, read_output, when, whole_file
 
 QQ_LEVELS = np.linspace(0.01, 0.999, 100)  # quantiles of the Q-Q plot and its RMSE; the last is 99.9 %
@@ -294,14 +295,27 @@ def format_table(rows, *, target=None):
     if "crps" in first:
         legend.append("best is 1 for P99, P99.9, spread and FSS, 0 for the others; scores.csv has more scores")
     lines += _wrapped(f"(mm; {'; '.join(legend)})")
+    return "\n".join(lines + _notes(rows, [key for key, *_ in columns]))
+
+
+def _notes(rows, shown):
+    """Lines of what the rows say about themselves; words about scores that are not shown are left out."""
+    rows_of = {}
     for row in rows:
-        lines += _wrapped(f"{row['name']}: {row['note']}", "  ") if row.get("note") else []
-    return "\n".join(lines)
+        for words in filter(None, row.get("note", "").split("; ")):
+            key = words.split(":")[0]
+            if key in shown or key not in row:
+                rows_of.setdefault(words, []).append(row["name"])
+    return [
+        line
+        for words, names in rows_of.items()
+        for line in _wrapped(f"{'all rows' if len(names) == len(rows) else ', '.join(names)}: {words}", "  ")
+    ]
 
 
 def _columns(row):
     """The columns to print of rows like this one: (key, title, width, meaning or "") each."""
-    columns = list(SCORES if "crps" in row else COMPARISONS)
+    columns = [column for column in (SCORES if "crps" in row else COMPARISONS) if column[0] in row]
     windows = [key for key in row if key.startswith("fss_") and key.endswith("px")]
     if windows:
         key = windows[len(windows) // 2]
@@ -737,7 +751,7 @@ class ScoreTable:
         truth = Truth(hr, ok, shares, _objects(np.where(ok, hr, 0)))
         self._keep(block, "observed", self.terms.field(hr[None], ok, shares, stride))
         fields = self._methods(sr, lr, day)
-        with ThreadPoolExecutor(2) as pool:  # more threads would need more memory
+        with ThreadPoolExecutor(min(2, allowed_cores())) as pool:  # more threads would need more memory
             rows = pool.map(lambda field: self.terms.row(field, truth, lr, stride), fields.values())
             for name, terms in zip(fields, rows, strict=True):
                 self._keep(block, name, terms)

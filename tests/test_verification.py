@@ -697,6 +697,9 @@ def test_a_printed_table_fits_a_terminal_of_100_columns():
     comparison = compare_cells("consistency: own input", [pair_cells(*forecast())])
     for line in (text + "\n" + verification.format_table([comparison])).splitlines():
         assert len(line) <= 100, line
+    assert "all rows: p99_ratio" in verification.format_table(
+        [row | {"note": "p99_ratio: the observed quantile is 0; sal_s: always dry"} for row in rows]
+    )
     for term in ("continuous ranked probability score", "fractions skill score", "RMSE of the quantiles", "scores.csv"):
         assert term in " ".join(text.split())
     header, *values = text.splitlines()[3 : 4 + len(rows)]
