@@ -10,6 +10,8 @@ Writes  --checkpoint (all that resuming and stages 3 and 4 need), runs/ (TensorB
 
 import argparse
 import signal
+import sys
+import time
 from pathlib import Path
 
 import utils
@@ -21,7 +23,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="%(prog)s [options]"
     )
-    utils.add_data_arguments(parser)
+    utils.add_data_arguments(parser, default=None)
     utils.add_settings(parser, DataConfig, shown={"lr_step": "with interpolate one model for each step of the lists"})
     add = parser.add_argument_group("what is kept").add_argument
     add(
@@ -29,7 +31,9 @@ def parse_args(argv=None):
         metavar="FILE",
         help="where the model is kept (default: Data/SavedModels/pre_srgan_x{scale}.pth)",
     )
-    add("--resume", action="store_true", help="go on from the checkpoint; from the start where there is none")
+    add(
+        "--resume", action="store_true", help="go on from the checkpoint, whose settings hold; anew where there is none"
+    )
     add("--init", metavar="FILE", help="start from the generator of an earlier checkpoint or export")
     add("--export", metavar="FILE", help="also write the generator alone, with averaged weights (a few MB)")
     add("--runs", metavar="DIR", default="runs", help="folder of TensorBoard events (default: %(default)s)")
@@ -39,10 +43,18 @@ def parse_args(argv=None):
     utils.add_settings(parser, GeneratorConfig, shown={"stage_blocks": "by their cost"})
     add = parser.add_argument_group("the machine").add_argument
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: %(default)s)")
+    add(
+        "--threads",
+        type=utils.whole_number,
+        metavar="N",
+        help="threads (default: measured; a fixed number gives the same bits again)",
+    )
     add("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help="reduced precision (default: if faster)")
     add("--compile", action="store_true", help="torch.compile the upsampling stages (not faster on a CPU)")
     add("--vgg-weights", metavar="FILE", help="vgg19-dcbb9e9d.pth, for content loss vgg (default: beside the scripts)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.typed, args.opened = sys.argv[1:] if argv is None else argv, None
+    return args
 
 
 def plan_models(args):
@@ -50,12 +62,14 @@ def plan_models(args):
 
     Raises: DataError: no list, no step, or one file name for several models.
     """
+    stored, folder = resumed_data(args)
+    args.data_folder = args.data_folder or folder
     utils.read_list(args.data_folder, "train")  # before all else: stage 1 may not have run
     for name in ("checkpoint", "export"):
         path = getattr(args, name)
         if path and Path(path).suffix not in (".pth", ".pt"):  # another name may be anything, a day of rain too
             raise DataError(f"--{name} {path}: expected a name that ends in .pth")
-    typed = given(args, DataConfig)
+    typed = {**stored, **given(args, DataConfig)}
     configs = [DataConfig(**{**typed, "lr_step": step}) for step in lr_steps(args, typed)]
     for name in ("checkpoint", "export"):
         if getattr(args, name) and len(configs) > 1:
@@ -81,24 +95,39 @@ def lr_steps(args, typed):
     return sorted(steps, reverse=True)
 
 
-def main(argv=None):
-    args = parse_args(argv)
-    plans = plan_models(args)
-    from training import Clock, Group, train_model  # now, not before --help has answered
+def resumed_data(args):
+    """(data settings, data folder) of the --checkpoint to --resume; ({}, the usual folder) where there is none."""
+    files = [Path(args.checkpoint), utils.previous_checkpoint(args.checkpoint)] if args.checkpoint else []
+    if not (args.resume and any(file.exists() for file in files)):
+        return {}, utils.JSON_FOLDER
+    path, kept = args.opened = utils.open_checkpoint(args.checkpoint)
+    with utils.reading(path):
+        return kept["data_config"], kept.get("data_folder", utils.JSON_FOLDER)
 
-    group, clock = Group(args.device), Clock(args.max_minutes)
+
+def main(argv=None):
+    began, args = time.monotonic(), parse_args(argv)
+    plans = plan_models(args)
+    from training import Clock, Group, command_to_resume, train_model  # now, not before --help has answered
+
+    group, clock = Group(args.device), Clock(args.max_minutes, began)
     for k, (config, path) in enumerate(plans):
         clock.start(len(plans) - k)
+        if clock.minutes is not None and len(plans) > 1:
+            log(f"{path}: {clock.minutes:.3g} of {args.max_minutes:g} minutes are for this model")
         try:
-            train_model(config, path, args, group, clock)
+            done = train_model(config, path, args, group, clock)
         except FloatingPointError as error:
             kept = f"{path} keeps the last good step" if path.exists() else f"{path} was not written yet"
             raise DataError(
                 f"the loss is not finite: {error}; {kept}; try a lower --learning-rate or --amp off"
             ) from None
         ended = int(group.largest(clock.signal or 0))  # it may have reached one process of many
+        if (ended or not done) and not group.rank:
+            reason = signal.Signals(ended).name if ended else "--max-minutes"
+            command = command_to_resume(args, path, group, several=ended and k + 1 < len(plans))
+            log(f"ended by {reason}; go on with: {command}")
         if ended:
-            log(f"ended by {signal.Signals(ended).name}; go on with --resume")
             return 128 + ended
     group.close()
     return 0

@@ -51,10 +51,25 @@ def score(args, config, paths):
     verification.write_scores(Path(args.out) / "scores.csv", rows)
     truth = "interpolate" if config.target == "interpolate" and pairs.plans[0].kind != "hr" else config.target
     log(verification.format_table(rows, target=truth))
+    if truth != "interpolate":
+        warn(rows)
     if args.plots:
         import plots
 
         plots.plot_evaluation(Path(args.out) / "plots", paths, pairs, table.curves())
+
+
+def warn(rows):
+    """Say it where a simple method has a lower CRPS than the members."""
+    crps = {row["name"]: row["crps"] for row in rows}
+    name = "ensemble" if "ensemble" in crps else "one member"
+    better = [other for other in ("RainFARM", "bilinear") if crps.get(other, float("nan")) < crps[name]]
+    if better:
+        words = " and ".join(f"{other} ({crps[other]:.3g} mm)" for other in better)
+        log(
+            f"WARNING: the members (CRPS {crps[name]:.3g} mm) are worse than {words}: do not use this model for such "
+            "data; train longer, or on days like these"
+        )
 
 
 def main(argv=None):

@@ -12,6 +12,7 @@ that --help answers at once.
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import math
@@ -24,6 +25,7 @@ import numpy as np
 
 import utils
 from datasets import TARGETS, DataConfig, fill_nearest, parse_region, read_lr
+from threads import Threads
 from utils import MANY, DataError, log, whole_number
 
 TILE_PIXELS = 1_500_000
@@ -54,9 +56,10 @@ def downscale_list(args, split):
     requests = {name: utils.digest_of(made, args.members, field.identity) for name, field in mine.items()}
     known = {"*_pre_sr.nc": set(names.values())} if args.shard[0] == 0 else {}  # one task of an array tidies up
     todo = utils.choose_outputs(args.out, requests, known, args.overwrite, ("scores.csv", "plots"))
+    pace = Threads(args.threads, "part", measure=next(model.generator.parameters()).device.type == "cpu")
     for name in utils.progress([name for name in mine if name in todo], "downscaling"):
         attrs = {**made, "request": requests[name]}
-        _write_field(mine[name], Path(args.out) / name, model.generator, args, attrs)
+        _write_field(mine[name], Path(args.out) / name, model.generator, args, attrs, pace)
     return model.config, fields, [Path(args.out) / name for name in mine]
 
 
@@ -109,6 +112,7 @@ def downscale_parser(description, out):
     )
     add("--overwrite", action="store_true", help="make again what is already there from the same request")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: %(default)s)")
+    add("--threads", type=whole_number, metavar="N", help="number of threads (default: the quickest, as measured)")
     add("--plots", action="store_true", help="also draw maps and Q-Q plots as PNG beside the results")
     return parser
 
@@ -145,6 +149,8 @@ def load_model(args, split):
     else:
         path, state = find_checkpoint(args.data_folder, split, region)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    for words in state.get("warnings", []):
+        log(f"WARNING: {path}: {words}")
     with utils.reading(path):
         config = data_config(state, region, args.units)
         return Model(path, config, models.load_generator(state, device), state.get("region_cells"))
@@ -199,7 +205,7 @@ def data_config(state, region=None, units="auto"):
 # ---------------------------------------------------------------- one field
 
 
-def _write_field(field, path, generator, args, attrs):
+def _write_field(field, path, generator, args, attrs, pace):
     """Downscale one LRField into one NetCDF file."""
     lr, plan, started = field.values(), field.plan, time.monotonic()
     times, known, scale = utils.field_times(lr), np.isfinite(lr.values), generator.scale
@@ -212,6 +218,7 @@ def _write_field(field, path, generator, args, attrs):
         tile=args.tile,
         day=str(times.get("time", field.index)),
         origin=plan.origin,
+        pace=pace,
     )
     members = args.members if args.members > 1 else None
     with utils.NetCDFWriter(path, plan.hr.lat, plan.hr.lon, times, members, **names, **attrs) as writer:
@@ -229,7 +236,7 @@ def _write_field(field, path, generator, args, attrs):
     )
 
 
-def downscale(generator, lr, *, members=1, seed=0, day="2023-08-01", origin=(0, 0), tile=None, device=None):
+def downscale(generator, lr, *, members=1, seed=0, day="2023-08-01", origin=(0, 0), tile=None, device=None, pace=None):
     """Make members of a whole field, tile by tile.
 
     The noise of an LR cell is keyed by (seed, member, day, absolute cell row and column = origin + index), so tiles,
@@ -239,6 +246,7 @@ def downscale(generator, lr, *, members=1, seed=0, day="2023-08-01", origin=(0, 
         generator: a Generator. lr (h, w), mm, numpy; NaN is missing (filled from the nearest valid cell for the
             network's eyes only). members, seed: ints. day: the valid time as text. origin: absolute row and column of
             lr[0, 0]. tile: side in LR cells; None: about TILE_PIXELS HR pixels. device: None is the generator's.
+            pace: Threads that time each member of a tile.
     Yields: (rows, columns, sr): slices of the HR field and sr (members, H, W), mm, float32, NaN exactly where the LR
         cell is missing.
     Raises: ValueError: lr is not 2-D, or negative or infinite somewhere.
@@ -257,12 +265,12 @@ def downscale(generator, lr, *, members=1, seed=0, day="2023-08-01", origin=(0, 
     for tile_box in _tiles(h, w, tile or max(1, int(math.sqrt(TILE_PIXELS)) // s)):
         r0, r1, c0, c1 = tile_box
         keys = [f"{seed}|{m}|{day}" for m in range(members)]
-        sr = _tile_members(generator, filled, trunk, keys, tile_box, origin)
+        sr = _tile_members(generator, filled, trunk, keys, tile_box, origin, pace)
         sr[:, missing[r0:r1, c0:c1].repeat(s, 0).repeat(s, 1)] = np.nan
         yield slice(r0 * s, r1 * s), slice(c0 * s, c1 * s), sr
 
 
-def _tile_members(generator, filled, trunk, keys, tile_box, origin):
+def _tile_members(generator, filled, trunk, keys, tile_box, origin, pace=None):
     """One member for each noise key of the tile (r0, r1, c0, c1), LR cells: (members, H, W), mm, float32."""
     import torch
 
@@ -275,8 +283,9 @@ def _tile_members(generator, filled, trunk, keys, tile_box, origin):
     with torch.no_grad():
         for member, key in zip(sr, keys, strict=True):
             noise = [None if z is None else z.to(filled.device) for z in _keyed_noise(generator.net, key, box)]
-            detail = generator.detail(*trunk, noise, part)
-            member[:] = generator.finish(filled, detail, part)[inner][0, 0].cpu().numpy()
+            with pace.piece((part[1] - part[0]) * (part[3] - part[2])) if pace else contextlib.nullcontext():
+                detail = generator.detail(*trunk, noise, part)
+                member[:] = generator.finish(filled, detail, part)[inner][0, 0].cpu().numpy()
     return sr
 
 

@@ -11,8 +11,9 @@ import contextlib
 import math
 import os
 import platform
+import shlex
 import signal
-import textwrap
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -32,20 +33,24 @@ import datasets
 import models
 import utils
 import verification
+from threads import Threads
 from utils import RECIPES, AverageMeter, DataError, GeneratorConfig, TrainConfig, given, log
 
 WARM_UP = 200  # steps of linear warm-up; the length of a run with --max-minutes is first fitted after them
 REFIT = 20  # steps after which that length is fitted again: the pace of a shared machine changes
+FEW = 200  # steps below which a generator has learned little, whatever its schedule
+SAVING = 0.03  # minutes kept for the last checkpoint and the export
 PENALTY_EVERY = 8  # steps between gradient penalties, each weighted so much more (Karras et al. 2020)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
-__all__ = ["Clock", "Group", "train_model"]
+__all__ = ["Clock", "Group", "command_to_resume", "train_model"]
 
 
 def train_model(config, path, args, group, clock):
     """Train one model to its last step, to the end of the allowed time, or to a signal; save it each time.
 
     Args: config: DataConfig. path: checkpoint file. args: options of 2train.py. group: Group. clock: Clock, started.
+    Returns: True where the last step was made.
     Raises: DataError: the data, the settings or the checkpoint to resume do not fit. FloatingPointError: a loss or
         gradient is not finite.
     """
@@ -53,33 +58,46 @@ def train_model(config, path, args, group, clock):
     state = open_state(config, path, args, group, dataset)
     loader, validator = WindowLoader(state, dataset), Validator(state, dataset)
     announce(state, dataset, path)
-    board = Board(Path(args.runs) / path.stem) if group.rank == 0 else None
+    board = Board(Path(args.runs) / path.stem, state) if group.rank == 0 else None
+    threads = Threads(args.threads, "step", measure=group.size == 1 and group.device.type == "cpu")
     meters, began, whole = {}, (clock.elapsed, state.step), state.train
     fitted = clock.minutes is not None and not state.planned
-    bar = utils.progress(None, f"x{config.scale}", total=state.steps)
-    bar.update(state.step)
+    bar = utils.progress(None, f"x{config.scale}: step", total=state.steps, initial=state.step)
+
+    def judge():
+        with clock.validation():
+            scores = validator.validate(state)
+        state.keep_best(scores)
+        if group.rank == 0:
+            state.save(path)
+            board.report(state, {name: meter.avg for name, meter in meters.items()}, scores, validator.shown, clock)
+        meters.clear()
+
     while state.step < state.steps and not group.largest(clock.over):
+        if clock.minutes is not None:
+            estimate_validation(state, clock, validator, state.step - began[1])
         if fitted:
             fit_length(state, clock, began, whole)
         if state.step == state.train.content_steps:
             state.best = math.inf  # the adversarial phase is judged by itself
-        for name, value in train_step(state, loader).items():
+        with threads.piece():
+            losses = train_step(state, loader)
+        for name, value in losses.items():
             meters.setdefault(name, AverageMeter()).update(value)
         bar.total = state.steps
         bar.set_postfix({name: f"{meter.val:.3g}" for name, meter in meters.items()}, refresh=False), bar.update()
         if state.step % state.train.epoch_steps == 0 or state.step == state.steps:
-            scores = validator.validate(state)
-            state.keep_best(scores)
-            if group.rank == 0:
-                state.save(path)
-                board.report(state, {name: meter.avg for name, meter in meters.items()}, scores, validator.shown, clock)
-            meters = {}
+            judge()
     bar.close()
+    clock.reserve = 0.0
+    if state.judged != state.step and not group.largest(clock.signal or 0):  # a signal leaves no time
+        judge()
     if state.step >= state.steps and state.train.calibrate and state.shape.noise_channels and not state.calibrated:
         calibrate(state, validator, clock)
     if group.rank == 0:
         board.close()
         finish(state, path, args.export)
+    return state.step >= state.steps
 
 
 # ---------------------------------------------------------------- processes, time and signals
@@ -137,8 +155,8 @@ class Group:
 class Clock:
     """Ends a run after the current step: on SIGTERM, SIGUSR1 or SIGINT, or when the minutes of a model are over."""
 
-    def __init__(self, minutes):
-        self.began, self.allowed, self.signal = time.monotonic(), minutes, None
+    def __init__(self, minutes, began=None):
+        self.began, self.allowed, self.signal = time.monotonic() if began is None else began, minutes, None
         for number in SIGNALS:
             signal.signal(number, self._caught)
 
@@ -149,6 +167,16 @@ class Clock:
         """Begin the next of `number` models that are still to be trained: each has an equal share of what is left."""
         self.started = time.monotonic()
         self.minutes = None if self.allowed is None else (self.allowed - (self.started - self.began) / 60) / number
+        self.reserve, self.validated, self.one = 0.0, 0.0, 0.0  # minutes: kept for the end, of all validations, of one
+
+    @contextlib.contextmanager
+    def validation(self, share=1.0):
+        """Time a validation, or a share of one: the next ones, and the last, are expected to take as long."""
+        began = self.elapsed
+        yield
+        self.validated += self.elapsed - began
+        self.one = (self.elapsed - began) / share
+        self.reserve = self.one + SAVING
 
     @property
     def elapsed(self):
@@ -157,7 +185,7 @@ class Clock:
 
     @property
     def over(self):
-        return self.signal is not None or (self.minutes is not None and self.elapsed >= self.minutes)
+        return self.signal is not None or (self.minutes is not None and self.elapsed + self.reserve >= self.minutes)
 
 
 # ---------------------------------------------------------------- settings
@@ -258,6 +286,8 @@ class State:
         if "vgg" in train.content + train.adversarial_content:
             self.vgg = models.TruncatedVGG19(5, 4, args.vgg_weights).to(group.device)
         self.step, self.best, self.best_weights, self.planned, self.calibrated = 0, math.inf, None, True, False
+        self.judged, self.scores, self.whole_steps, self.interpolated = 0, {}, self.steps, False
+        self.data_folder = args.data_folder
         self.saved, self.bytes = None, 0  # (step, calibrated) of the last checkpoint; sent to other processes
         self.region_cells = None  # of a generator that is tied to one region
         if args.compile:  # not the trunk: the layout of its edges' gradients is not the compiler's (torch 2.14)
@@ -283,11 +313,27 @@ class State:
 
     def keep_best(self, scores):
         """Keep the averaged weights of the best validation of the current phase."""
+        self.judged = self.step
         score = scores["ratio"] + 0.01 * scores["lsd_db"] if scores else math.inf
         if score < self.best:
             kept = self.averaged_weights()
-            self.best = score
+            self.best, self.scores = score, {name: float(value) for name, value in scores.items()}
             self.best_weights = {**kept, "weights": {k: v.clone() for k, v in kept["weights"].items()}}
+
+    def warnings(self):
+        """Why stages 3 and 4 should not rely on this model, in words; [] where nothing is known against it."""
+        words, ratio = [], self.scores.get("ratio", 0.0)
+        if self.step < max(FEW, self.whole_steps / 4):
+            words.append(
+                f"trained for only {self.step} steps (the full schedule has {self.whole_steps}, and fewer than {FEW} "
+                "teach little): its detail is not to be relied on; train longer, with --resume or more --max-minutes"
+            )
+        if not ratio < 1 and not self.interpolated:
+            words.append(
+                f"its CRPS on validation windows is {ratio:.3g} times that of bilinear interpolation: bilinear "
+                "interpolation is the better estimate; train longer, or on more days"
+            )
+        return words
 
     def checkpoint(self):
         """Everything that resuming, and stages 3 and 4, need: plain tensors and plain Python."""
@@ -310,12 +356,26 @@ class State:
             "grad_scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
             "planned": self.planned,
+            "judged": self.judged,
+            "scores": self.scores,
+            "whole_steps": self.whole_steps,
+            "data_folder": str(self.data_folder),
+            "warnings": self.warnings(),
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()},
         }
 
     def export(self):
         """The part of a checkpoint that stages 3 and 4 need: the generator with averaged weights, and all settings."""
-        names = ("data_config", "generator_config", "train_config", "region_cells", "ema", "step", "versions")
+        names = (
+            "data_config",
+            "generator_config",
+            "train_config",
+            "region_cells",
+            "ema",
+            "step",
+            "warnings",
+            "versions",
+        )
         return {name: value for name, value in self.checkpoint().items() if name in names}
 
     def save(self, path):
@@ -335,6 +395,8 @@ class State:
             self.scaler.load_state_dict(kept["grad_scaler"])
         self.step, self.best, self.planned = kept["step"], kept["best"], kept["planned"]
         self.calibrated = kept.get("calibrated", False)
+        self.judged, self.scores = kept.get("judged", self.step), kept.get("scores", {})
+        self.whole_steps = kept.get("whole_steps", self.steps)
         self.best_weights = kept["ema"] if math.isfinite(self.best) or self.calibrated else None
         torch.set_rng_state(kept["rng"].cpu())
 
@@ -347,7 +409,7 @@ def open_state(config, path, args, group, dataset):
     earlier = [utils.previous_checkpoint(path), path]
     found = kept = None
     if args.resume and any(map(Path.exists, earlier)):
-        found, kept = utils.open_checkpoint(path)
+        found, kept = args.opened or utils.open_checkpoint(path)
         settings = resumed_settings(found, kept, args, config)
     else:
         settings = choose_settings(args, config, dataset)
@@ -357,6 +419,7 @@ def open_state(config, path, args, group, dataset):
             f"expected a sample for each, for example --batch {8 * group.size}"
         )
     state = State(config, *settings, args, group)
+    state.interpolated = config.target == "interpolate" and dataset.plans[0].kind != "hr"
     if state.shape.position_channels:
         state.region_cells = datasets.cells_of(dataset.plans[0].lr)
     if kept:
@@ -366,8 +429,42 @@ def open_state(config, path, args, group, dataset):
     else:
         state.planned = args.max_minutes is None or hasattr(args, "content_steps")
     if group.rank == 0 and found != path:
+        if not kept:
+            say_discarded(path, args, group)
         utils.set_aside([path] if kept else earlier)  # a damaged one must not become the one before the next
     return state
+
+
+def say_discarded(path, args, group):
+    """Say what a new run moves away: the earlier checkpoint's file, step and date, and the command to go on with it."""
+    if not path.is_file():
+        return
+    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+    try:
+        stood = f"at step {utils.load_checkpoint(path)['step']}"
+    except (DataError, KeyError) as error:
+        stood = f"which cannot be gone on with ({error})"
+    log(
+        f"{path}: a model of {date} stands here, {stood}; without --resume training begins anew and it is moved away "
+        f"(what would have gone on with it: {command_to_resume(args, path, group)})"
+    )
+
+
+def command_to_resume(args, path, group, *, several=False):
+    """The command that goes on with the checkpoint at `path`, or with all the models of this command.
+
+    The checkpoint has the settings, the data folder too; what it has not (device, files) is repeated as it was typed.
+    """
+    script = sys.argv[0] if Path(sys.argv[0]).name == "2train.py" else "2train.py"
+    words = ["python", script] if group.size == 1 else ["torchrun", "--nproc-per-node", str(group.size), script]
+    if several:
+        return shlex.join([*words, *(word for word in args.typed if word != "--resume"), "--resume"])
+    words += ["--resume", "--checkpoint", str(path)]
+    for name in ("export", "vgg_weights", "threads"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(args, name))] if getattr(args, name) else []
+    for name, default in (("runs", "runs"), ("device", "auto"), ("amp", "auto")):
+        words += [f"--{name}", getattr(args, name)] if getattr(args, name) != default else []
+    return shlex.join(words + ["--compile"] * args.compile)
 
 
 def averaged_model(generator, decay):
@@ -587,25 +684,42 @@ def set_learning_rate(optimizer, rate):
         utils.adjust_learning_rate(optimizer, shrink)
 
 
+def estimate_validation(state, clock, validator, made):
+    """Before the first validation: time one of its windows, after 20 steps or a tenth of the time.
+
+    Args: made: steps since this process began to train.
+    """
+    if (
+        validator.held_out
+        and not clock.one
+        and made
+        and state.group.largest(made >= REFIT or clock.elapsed > clock.minutes / 10)
+    ):
+        windows = draw_windows(validator.calibration, 1, state.group)
+        assess(state.averaged.module, windows, state.group)  # the first is slow: memory and kernels are prepared
+        with clock.validation(len(windows) / -(-state.train.valid_windows // state.group.size)):
+            assess(state.averaged.module, windows, state.group)
+
+
 def fit_length(state, clock, began, whole):
-    """Fit the number of steps to --max-minutes, so that the schedule ends in time.
+    """Fit the number of steps to --max-minutes, so that the schedule and the last validation end in time.
 
     First after the warm-up, or after a fifth of the time; then again every REFIT steps.
 
     Args: began: (minutes, step) where this process began to train. whole: TrainConfig of the full length.
     """
-    step, again = state.step, state.planned
+    step, again, largest = state.step, state.planned, state.group.largest
     if again and step % REFIT:
         return
-    made, (spent, minutes) = step - began[1], map(state.group.largest, (clock.elapsed - began[0], clock.minutes))
+    made, (spent, minutes) = step - began[1], map(largest, (clock.elapsed - began[0], clock.minutes))
     if not again and (made < 3 or (made < WARM_UP and spent < minutes / 5)):
         return
-    # validations are still to come at the first time, and the calibration takes its part
-    usable = minutes * (0.85 if whole.calibrate else 0.97 if again else 0.93)
+    validated, one, reserve = map(largest, (clock.validated, clock.one, clock.reserve))
+    usable = minutes * (0.85 if whole.calibrate else 0.97) - reserve  # the calibration takes its part
     total = whole.content_steps + whole.adversarial_steps
     dearer = 1 if state.adversarial else 1 + 0.6 * whole.adversarial_steps / total  # adversarial steps take longer
-    left = (usable - began[0] - spent) * made / spent / dearer
-    fits = int(state.group.largest(max(step + 1, min(total, step + left))))
+    pace = max(spent - validated, 1e-9) / made * dearer + one / whole.epoch_steps  # minutes a step, all told
+    fits = int(largest(max(step + 1, min(total, step + (usable - began[0] - spent) / pace))))
     content = state.train.content_steps
     if not state.adversarial:
         content = max(step + 1, int(fits * whole.content_steps / total))
@@ -671,7 +785,7 @@ def assess(net, windows, group, members=4):
     """
     device, scale = group.device, net.scale
     sums, spectra, counts, shown = torch.zeros(3, dtype=torch.float64), [], [], None
-    for lr, hr, box, k in windows:
+    for lr, hr, box, k in windows if group.rank else utils.progress(windows, "validating"):
         lr, hr, (r0, r1, c0, c1) = lr.to(device), hr.to(device), box
         sources = [torch.Generator().manual_seed(1000 * k + m) for m in range(members)]
         drawn = [net.draw_noise(1, r1 - r0, c1 - c0, generator=source) for source in sources]
@@ -707,7 +821,7 @@ def calibrate(state, validator, clock):
     net, weights = deepcopy(state.averaged.module), (state.best_weights or state.averaged_weights())["weights"]
     if not group.rank:
         log(f"calibrating the noise: up to {train.calibrate} tries on {2 * train.valid_windows} windows")
-    bar = utils.progress(None, "calibrating", total=train.calibrate)
+    bar = utils.progress(None, "calibrating: try", total=train.calibrate)
 
     def cost(logs):
         if tried and group.largest(clock.over):
@@ -758,18 +872,25 @@ def announce(state, dataset, path):
             "cell is NOT verified by such data. With files at the HR step use --target coarsen, with matching pairs "
             "--target paired."
         )
-    for title, part in (("training", state.train), ("generator", state.shape)):
-        words = f"{title} settings: " + " ".join(f"{k}={v}" for k, v in asdict(part).items())
-        log(textwrap.fill(words, 140, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+    plain = {**asdict(TrainConfig()), **asdict(GeneratorConfig(scale=state.config.scale))}
+    words = [f"{k}={v}" for k, v in settings_of(state).items() if k in plain and v != plain[k]]
+    log(f"settings other than the defaults: {' '.join(words) or 'none'} (all are in the checkpoint and TensorBoard)")
+
+
+def settings_of(state):
+    """{name: value} of all settings of data, training and generator."""
+    return {**asdict(state.config), **asdict(state.train), **asdict(state.shape)}
 
 
 class Board:
     """The log line and the TensorBoard curves and pictures of each validation."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, state):
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(folder)
+        rows = "".join(f"| {name} | {value} |\n" for name, value in settings_of(state).items())
+        self.writer.add_text("settings", f"| setting | value |\n| --- | --- |\n{rows}", state.step)
 
     def report(self, state, losses, scores, shown, clock):
         """Say and draw where the training stands.
@@ -790,16 +911,18 @@ class Board:
             self.writer.add_figure("valid/maps", plots.plot_windows(lr, hr, made), state.step)
             figure = plots.plot_qq(hr, made, caption="one held-out window")
             self.writer.add_figure("valid/qq", figure, state.step)
+        self.writer.flush()  # a short run has its curves too
 
     def close(self):
         self.writer.close()
 
 
 def finish(state, path, export):
-    """Write the last checkpoint and the export."""
+    """Write the last checkpoint and the export, and say what stands against the model."""
     state.save(path)
-    done = state.step >= state.steps
-    log(f"wrote {path} at step {state.step} of {state.steps}" + ("" if done else "; go on with --resume"))
+    log(f"wrote {path} at step {state.step} of {state.steps}")
     if export:
         utils.save_checkpoint(export, state.export())
         log(f"wrote {export} ({Path(export).stat().st_size / 1e6:.1f} MB)")
+    for words in state.warnings():
+        log(f"WARNING: {path}: {words}")

@@ -88,13 +88,37 @@ def when(time):
     return str(time)[:16].removesuffix("T00:00")
 
 
-def progress(items, words, total=None):
-    """Items with a progress bar on a terminal; in a batch log with a line a minute, and none for short work."""
-    if items is None or sys.stderr.isatty():
+def progress(items, words, total=None, initial=0):
+    """Items with a progress bar on a terminal; in a batch log with a line a minute, and none for short work.
+
+    With items None: what takes update(), set_postfix() and close(); the last of the words names one of `total` pieces.
+    """
+    if sys.stderr.isatty() and sys.stdout.isatty():
         from tqdm import tqdm
 
-        return tqdm(items, desc=words, total=total, dynamic_ncols=True, leave=False, disable=not sys.stderr.isatty())
-    return _spoken(items, words)
+        return tqdm(items, desc=words, total=total, initial=initial, dynamic_ncols=True, leave=False)
+    return _Spoken(words, total, initial) if items is None else _spoken(items, words)
+
+
+class _Spoken:
+    """A progress bar for a log: a line a minute with what is done, the pace of that minute and the time left."""
+
+    def __init__(self, words, total, initial):
+        self.words, self.total, self.done, self.before, self.said = words, total, initial, initial, time.monotonic()
+
+    def update(self):
+        self.done, now = self.done + 1, time.monotonic()
+        if now - self.said >= LOG_EVERY:
+            pace, unit = (now - self.said) / (self.done - self.before), self.words.split()[-1]
+            left = max(self.total - self.done, 0) * pace / 60
+            log(f"{self.words} {self.done} of {self.total}, {pace:.2g} s a {unit}, {left:.1f} min left")
+            self.before, self.said = self.done, now
+
+    def set_postfix(self, *args, **words):
+        """The bar's; the log has its own lines of losses."""
+
+    def close(self):
+        """The bar's."""
 
 
 def _spoken(items, words):
@@ -545,7 +569,7 @@ class TrainConfig:
     ema: float = option(0.997, "decay of the averaged weights that stages 3 and 4 use", low=0, high=1)
     beta: float = option(0.02, "weight of the adversarial loss", low=0)
     penalty: float = option(1.0, "weight of the gradient penalty", low=0)
-    discriminator_channels: int = option(16, "number of features of the discriminator (SRGAN: 64)", group=RECIPE, low=1)
+    discriminator_channels: int = option(16, "number of features of the discriminator (SRGAN: 64)", low=1)
     discriminator_rate: float = option(3e-4, "learning rate of the discriminator", low=1e-12, high=10)
     amounts: float = option(1.5, "training amounts are scaled by up to this factor, either way", low=1, high=100)
     initial: str = option("default", "initial weights: default, or normal for N(0, 0.02)",
@@ -899,12 +923,11 @@ def _copy(source, target):
 # ---------------------------------------------------------------- what stages have in common
 
 
-def add_data_arguments(parser):
-    """--version and --data-folder, which stages 2 to 5 have."""
+def add_data_arguments(parser, default=JSON_FOLDER):
+    """--version and --data-folder, which stages 2 to 5 have; `default` None tells whether the folder was typed."""
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
-    parser.add_argument(
-        "--data-folder", default=JSON_FOLDER, metavar="DIR", help="where stage 1 wrote its lists (default: %(default)s)"
-    )
+    words = f"where stage 1 wrote its lists (default: {JSON_FOLDER})"
+    parser.add_argument("--data-folder", default=default, metavar="DIR", help=words)
 
 
 def whole_number(text, low=1, high=None):

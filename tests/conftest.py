@@ -34,7 +34,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the real files 
 REGION = (106, 110, 26, 30)
 TINY = [
     *("--channels", 8, "--blocks", 1, "--noise-channels", 1, "--batch", 2, "--crop", 10, "--window", 4, 5),
-    *("--discriminator-channels", 4, "--content-steps", 4, "--epoch-steps", 2, "--valid-windows", 2),
+    *("--content-steps", 4, "--epoch-steps", 2, "--valid-windows", 2),
 ]
 TRAIN = ["--hr-step", 0.1, "--lr-step", 1, *TINY, "--adversarial-steps", 3]  # seven steps, in both phases
 NUMBERS = [

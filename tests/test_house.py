@@ -11,6 +11,7 @@ from conftest import ROOT, stage
 FLOORS = {
     "utils": 0,
     "reader": 1,
+    "threads": 1,
     "datasets": 2,
     "models": 2,
     "verification": 3,

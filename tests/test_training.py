@@ -215,7 +215,7 @@ def test_the_schedule_follows_the_pace_of_the_machine_and_ends_in_time(adversari
     whole = TrainConfig(content_steps=2000 - adversarial, adversarial_steps=adversarial, epoch_steps=100)
     group = types.SimpleNamespace(largest=lambda number: number, rank=0)
     state = types.SimpleNamespace(train=whole, step=0, planned=False, group=group)
-    clock = types.SimpleNamespace(minutes=10.0, elapsed=0.5)
+    clock = types.SimpleNamespace(minutes=10.0, elapsed=0.5, reserve=0.0, validated=0.0, one=0.0)
     fitted = set()
     while state.step < (state.train.content_steps + state.train.adversarial_steps):
         state.adversarial = state.step >= state.train.content_steps
