@@ -36,7 +36,7 @@ def execute(home, run_folder, monkeypatch):
 def numbers(text, name, part=0):
     """The numbers of the table row that begins with `name`, of its part-th appearance."""
     line = [line for line in text.splitlines() if line.startswith(name)][part]
-    return [float(word) for word in line[26:].split()]
+    return [float(word) for word in line[len(name) :].replace("..", " ").split()]
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +66,11 @@ def test_numbers_shown_are_those_of_the_files(project, evaluated, monkeypatch):
     with (evaluated / "DataResults/ResultEval/scores.csv").open(encoding="utf-8") as file:
         scores = {row["name"]: row for row in csv.DictReader(file)}
     for name in ("bilinear", "ensemble  "):  # the table of stage 3, to the printed digits
-        expected = [float(scores[name.strip()][key]) for key in ("rmse", "bias", "crps", "qq_rmse")]
-        assert numbers(text, name)[:4] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        expected = [
+            float(scores[name.strip()][key])
+            for key in ("crps", "crps_low", "crps_high", "rmse", "qq_rmse", "p99_ratio")
+        ]
+        assert numbers(text, name)[:6] == pytest.approx(expected, rel=6e-3, abs=1e-6)
 
     lr, sr = (
         [read_out(p) for p in sorted((evaluated / "DataResults/ResultObj").glob(f"*_{kind}.nc"))]
@@ -75,14 +78,14 @@ def test_numbers_shown_are_those_of_the_files(project, evaluated, monkeypatch):
     )
     consistency = numbers(text, "consistency: own input")
     assert consistency[:2] == [3, 363]
-    assert consistency[3] == pytest.approx(np.mean([field.mean() for field in lr]), rel=1e-3)  # mm, not metres
+    assert consistency[3] == pytest.approx(np.mean([field.mean() for field in lr]), rel=6e-3)  # mm, not metres
     assert consistency[6] < 1e-3
     assert "no analysed day of these dates" in text
 
     truth = np.stack([field.values for field in lr]).astype("float64")
     made = np.stack([datasets.block_mean(field.values[0].astype("float64"), 4) for field in sr])
     for name, wrong in (("metres taken for mm", made / 1000), ("mirrored north-south", made[:, ::-1])):
-        assert numbers(text, name)[3] == pytest.approx(np.sqrt(((wrong - truth) ** 2).mean()), rel=1e-3)
+        assert numbers(text, name)[3] == pytest.approx(np.sqrt(((wrong - truth) ** 2).mean()), rel=6e-3)
     assert numbers(text, "mirrored north-south")[4] < 1e-3 < numbers(text, "metres taken for mm")[4]
 
 
