@@ -39,7 +39,7 @@ class Threads:
 
     On a machine that other work shares, threads that wait for one another spin: two can take 20 times as long as one.
     So each number (1, 2, 4, ... allowed_cores()) does a few pieces, at the start, every five minutes, and where ten
-    pieces took half as long again as was measured; no more than a tenth of the time goes into measuring.
+    pieces took half as long again as was measured; what slower numbers waste is at most a tenth of the time.
 
     Args: number: what was typed, which stands, as OMP_NUM_THREADS does. unit: what a piece is called. measure: False
         where all cores are taken (one of several processes, or a GPU that does the work).
@@ -84,7 +84,7 @@ class Threads:
         number = self.plan.pop(0)
         self.times.setdefault(number, []).append(seconds)
         best = min(map(np.median, self.times.values()))
-        self.plan = [n for n in self.plan if np.median(self.times.get(n, best)) <= 4 * best]  # the others are hopeless
+        self.plan = [n for n in self.plan if np.median(self.times.get(n, best)) <= 3 * best]  # the others are hopeless
         if not self.plan:
             self._choose()
 
@@ -93,7 +93,8 @@ class Threads:
         paces = {number: float(np.median(times)) for number, times in sorted(self.times.items())}
         number = next(n for n, pace in paces.items() if pace <= 1.05 * min(paces.values()))
         self.set(number)
-        self.pace, self.cost, self.began = paces[number], time.monotonic() - self.began, time.monotonic()
+        wasted = 1 - paces[number] / np.mean([seconds for times in self.times.values() for seconds in times])
+        self.pace, self.cost, self.began = paces[number], (time.monotonic() - self.began) * wasted, time.monotonic()
         if number != self.taken:
             words = ", ".join(f"{n}: {pace:.2g}" for n, pace in paces.items())
             log(f"threads: {number}, the quickest now (s a {self.unit}: {words}); --threads fixes the number")
