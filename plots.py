@@ -261,7 +261,7 @@ def plot_sites(sr, reference, *, caption="", archive=None, names=("reference", "
             axis.set_minor_locator(NullLocator())
             axis.set_major_formatter("{x:g}")
         ax.set(xlim=(-0.05 * first, top), ylim=(-0.05 * first, top), aspect="equal")
-        ax.set_title(_place(sr.lat[i], sr.lon[j]), fontsize=7 if side < 1.5 else 8, pad=2)
+        ax.set_title(_place(sr.lat[i], sr.lon[j]), fontsize=7 if side < 1.5 else 8, pad=3)
         ax.tick_params(labelsize=7 if side < 1.5 else 8, labelleft=j == 0, labelbottom=i == h - 1, length=2)
     figure.supxlabel(f"{names[0]}, mm", fontsize=9, y=0.35 / height)
     figure.supylabel(f"{names[1]}, mm", fontsize=9, x=0.1 / width)
