@@ -124,10 +124,11 @@ def test_stages_draw_the_same_without_a_notebook(project, evaluated, monkeypatch
         drawn.clear()
 
 
-def test_tensorboard_shows_the_same_while_training(tmp_path):
+def test_tensorboard_shows_the_same_while_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "settings_of", lambda state: {})
     lr, hr, made = torch.ones(1, 1, 4, 4), torch.full((1, 1, 8, 8), 2.0), torch.full((3, 1, 1, 8, 8), 3.0)
     state = SimpleNamespace(step=7, steps=9, opt_g=SimpleNamespace(param_groups=[{"lr": 1e-3}]))
-    report, board = training.Board(tmp_path), MagicMock()
+    report, board = training.Board(tmp_path, state), MagicMock()
     report.close()
     report.writer = board
     scores, shown = {"crps": 0.2, "lsd_db": 1.5}, (lr, hr, made, (1, 3, 1, 3))
