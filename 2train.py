@@ -15,8 +15,14 @@ import time
 from pathlib import Path
 
 import utils
-from datasets import DataConfig
+from datasets import DataConfig, training_configs
 from utils import DataError, GeneratorConfig, TrainConfig, given, log
+
+SHOWN = {  # defaults in --help
+    "region": "106 110 26 30; all where the files do not hold it",
+    "lr_step": "with interpolate one model for each step of the lists, with paired the LR files' step",
+    "hr_step": "0.01; with coarsen and paired the files' step",
+}
 
 
 def parse_args(argv=None):
@@ -24,7 +30,7 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="%(prog)s [options]"
     )
     utils.add_data_arguments(parser, default=None)
-    utils.add_settings(parser, DataConfig, shown={"lr_step": "with interpolate one model for each step of the lists"})
+    utils.add_settings(parser, DataConfig, shown=SHOWN)
     add = parser.add_argument_group("what is kept").add_argument
     add(
         "--checkpoint",
@@ -69,30 +75,12 @@ def plan_models(args):
         path = getattr(args, name)
         if path and Path(path).suffix not in (".pth", ".pt"):  # another name may be anything, a day of rain too
             raise DataError(f"--{name} {path}: expected a name that ends in .pth")
-    typed = {**stored, **given(args, DataConfig)}
-    configs = [DataConfig(**{**typed, "lr_step": step}) for step in lr_steps(args, typed)]
+    configs = training_configs(args.data_folder, {**stored, **given(args, DataConfig)})
     for name in ("checkpoint", "export"):
         if getattr(args, name) and len(configs) > 1:
             steps = ", ".join(f"{config.lr_step:g}" for config in configs)
             raise DataError(f"--{name} names one file, but models for {steps} degree are to be trained; add --lr-step")
     return [(c, Path(args.checkpoint or utils.default_checkpoint(c.target, c.scale))) for c in configs]
-
-
-def lr_steps(args, typed):
-    """The LR cell sizes to train for, degrees: the one typed, else those of the evaluation days and forecasts."""
-    if "lr_step" in typed:
-        return [typed["lr_step"]]
-    target = typed.get("target", "interpolate")
-    if target != "interpolate":
-        raise DataError(f"--target {target} needs --lr-step: the LR cell size in degrees, for example --lr-step 1")
-    found, hr_step = utils.read_info(args.data_folder).get("files", {}), typed.get("hr_step", DataConfig.hr_step)
-    steps = {r["step"] for split in ("eval", "obj") for r in found.get(split, []) if r.get("step", 0) > hr_step}
-    if not steps:
-        raise DataError(
-            f"{args.data_folder}: no evaluation or forecast list says which step to train for; give --lr-step, or run "
-            "1create_data_lists.py with such folders"
-        )
-    return sorted(steps, reverse=True)
 
 
 def resumed_data(args):

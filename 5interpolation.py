@@ -11,9 +11,14 @@ import argparse
 from pathlib import Path
 
 import utils
-from datasets import DataConfig, SRDataset, format_region
+from datasets import DataConfig, SRDataset, format_region, found_settings, say_found
 from utils import DataError, log
 
+SHOWN = {  # defaults in --help
+    "region": "106 110 26 30; all where the files do not hold it",
+    "lr_step": "the files' step",
+    "hr_step": "0.01; with coarsen and paired the files' step",
+}
 FOLDERS = {"train": "ResultTrain", "eval": "ResultEval", "obj": "ResultObj"}
 
 
@@ -28,7 +33,7 @@ def parse_args(argv=None):
         help="where the pairs go (default: Data/DataResults/ResultTrain, ResultEval or ResultObj)",
     )
     add("--overwrite", action="store_true", help="make again what is already there from the same request")
-    utils.add_settings(parser, DataConfig, shown={"lr_step": "1; 0.4 for obj"})
+    utils.add_settings(parser, DataConfig, shown=SHOWN)
     args = parser.parse_args(argv)
     if args.out and not args.split:
         parser.error("--out is the folder of one list: say which with --split")
@@ -56,7 +61,10 @@ def chosen_splits(args):
 def write_pairs(args, split):
     """Write the pairs of one list; outputs that are there already, whole and of the same request, are kept."""
     out = Path(args.out or f"Data/DataResults/{FOLDERS[split]}")
-    dataset = SRDataset(args.data_folder, split, dataarray=True, **utils.given(args, DataConfig))
+    typed = utils.given(args, DataConfig)
+    found, extent = found_settings(args.data_folder, split, typed)
+    say_found(args.data_folder, split, found, extent)
+    dataset = SRDataset(args.data_folder, split, dataarray=True, **typed, **found)
     config = dataset.config
     describe(split, dataset)
     names = {(i, kind): f"{i:02d}_pre_{kind}.nc" for i in range(len(dataset)) for kind in ("lr", "hr")}

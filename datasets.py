@@ -35,7 +35,8 @@ YOUR_DATA = "your data"  # heading of these settings in --help
 # fmt: off
 __all__ = [
     "DataConfig", "LRField", "PreTransforms", "SRDataset", "Windows", "block_mean", "cells_of", "fill_nearest",
-    "format_region", "interpolate", "make_pair", "open_list", "parse_region", "plan_pairs", "read_lr",
+    "format_region", "found_settings", "interpolate", "make_pair", "open_list", "parse_region", "plan_pairs", "read_lr",
+    "say_found", "training_configs",
 ]
 # fmt: on
 
@@ -145,7 +146,7 @@ def resolve_region(grid, config):
     raise DataError(
         f"region {format_region(config.region)} holds no whole number of {config.lr_step:g} degree cells of a file "
         f"over {grid.extent} at {float(grid.step):g} degree; the nearest that does: --region "
-        f"{nearest_region(grid, config)}"
+        f"{nearest_region(grid, config)}, or --region all"
     )
 
 
@@ -358,7 +359,15 @@ def _no_truth(name, plan):
     """The DataError for a file of LR cells where the target needs HR from files."""
     return DataError(
         f"{name}: holds {float(plan.source.step):g} degree cells, so there is no truth for target "
-        f"{plan.config.target}; use files at {plan.config.hr_step:g} degree, or target interpolate"
+        f"{plan.config.target}; use files at {plan.config.hr_step:g} degree, --lr-step with a multiple of "
+        f"{float(plan.source.step):g}, or target interpolate"
+    )
+
+
+def _no_pairs(data_folder, split):
+    """The DataError for a list without truth where the target is `paired`."""
+    return DataError(
+        f"{data_folder}: the {split} list holds no pairs; give stage 1 --{split}-folders and --{split}-hr-folders"
     )
 
 
@@ -610,10 +619,7 @@ class SRDataset:
         self.files = open_list(data_folder, split, units=self.config.units)
         self.truth = open_list(data_folder, split, "hr", self.config.units)
         if self.config.target == "paired" and self.truth is None:
-            raise DataError(
-                f"{data_folder}: the {split} list holds no pairs; give stage 1 --{split}-folders and "
-                f"--{split}-hr-folders"
-            )
+            raise _no_pairs(data_folder, split)
         self.plans = _plans(self.files, self.config)
 
     def __len__(self):
@@ -675,6 +681,114 @@ class SRDataset:
             return lr, hr
         like = self.files.field(i)
         return label(lr, plan.lr, like, self.config), label(hr, plan.hr, like, self.config)
+
+
+# ---------------------------------------------------------------- settings that the files decide
+
+
+def training_configs(data_folder, typed):
+    """The DataConfig of each model to train: what was typed, completed by what stage 1 found, which is said.
+
+    With `interpolate` and no LR step one model for each step of the evaluation days and forecasts, else of the
+    training days.
+
+    Args: typed: fields of DataConfig that were given.
+    Raises: DataError: all that is missing, with a whole command that would do.
+    """
+    target, hr_step = typed.get("target", DataConfig.target), typed.get("hr_step", DataConfig.hr_step)
+    if target == "paired" and any(isinstance(entry, str) for entry in utils.read_list(data_folder, "train")):
+        raise _no_pairs(data_folder, "train")
+    found, extent = found_settings(data_folder, "train", typed)
+    coarser = [step for name in ("eval", "obj") for step in _steps(data_folder, name) if step > hr_step]
+    if target == "interpolate" and "lr_step" not in typed and coarser:
+        found.pop("lr_step", None)
+        steps = sorted(set(coarser), reverse=True)
+    elif "lr_step" in typed | found and (target != "paired" or "hr_step" in typed | found):
+        steps = [(typed | found)["lr_step"]]
+    else:
+        raise _what_is_missing(data_folder, typed, found)
+    say_found(data_folder, "train", found, extent)
+    return [DataConfig(**{**typed, **found, "lr_step": step}) for step in steps]
+
+
+def found_settings(data_folder, split, typed):
+    """What the files of a list decide among the settings that were not typed, where they allow one answer only.
+
+    The files' step is hr_step with `coarsen`, lr_step with `interpolate`; with `paired` LR and truth give one each.
+    Where the default region is not inside the files the region is `all`.
+
+    Returns: (fields of DataConfig, extent of files that do not hold the default region or None).
+    """
+    target, found = typed.get("target", DataConfig.target), {}
+    low, high = (steps[0] if len(steps := _steps(data_folder, name)) == 1 else 0 for name in (split, f"{split}_hr"))
+    if target == "paired":
+        found = {"lr_step": low, "hr_step": high}
+    elif target == "coarsen" and low < typed.get("lr_step", 180 if split == "train" else LR_STEPS[split]):
+        found = {"hr_step": low}
+    elif target == "interpolate" and low > typed.get("hr_step", DataConfig.hr_step):
+        found = {"lr_step": low}
+    found = {name: step for name, step in found.items() if step and name not in typed}
+    if "region" in typed:
+        return found, None
+    west, east, south, north = DataConfig.region
+    grids = open_list(data_folder, split, units=typed.get("units", "auto")).grids
+    inside = (g.west <= west and east <= g.east and g.south <= south and north <= g.north for g in grids)
+    extent = next((grid.extent for grid, held in zip(grids, inside, strict=True) if not held), None)
+    return found | ({"region": "all"} if extent else {}), extent
+
+
+def say_found(data_folder, split, found, extent):
+    """Print what found_settings decided, where it is not the default, as options, and why the region is another."""
+    default = DataConfig.for_split(split)
+    if found := {name: value for name, value in found.items() if value != getattr(default, name)}:
+        why = f" (they cover {extent}, not the default region {format_region(DataConfig.region)})" if extent else ""
+        utils.log(f"from the files of {Path(data_folder) / utils.LISTS[split]}: {_typed(found)}{why}")
+
+
+def _what_is_missing(data_folder, typed, found):
+    """The DataError that names every setting that 2train.py lacks, and a command that would do."""
+    settings, holds = {"target": DataConfig.target} | typed | found, []
+    for name, words in (("train", "files"), ("train_hr", "truth")):
+        if steps := _steps(data_folder, name):
+            holds.append(f"{words} of {', '.join(f'{step:g}' for step in steps)} degree")
+    hr_step = settings.get("hr_step", DataConfig.hr_step)
+    names = ["--lr-step, the LR cell size in degrees"] * ("lr_step" not in settings)
+    if settings["target"] == "paired" and "hr_step" not in settings:
+        names.append("--hr-step, the HR cell size in degrees")
+    elif settings["target"] == "interpolate" and max(_steps(data_folder, "train"), default=180) <= hr_step:
+        settings["target"], hr_step = "coarsen", max(_steps(data_folder, "train"))
+        holds.append("none coarser to interpolate: coarsen takes them as truth")
+    scales = {step: ratio(step) / ratio(hr_step) for step in (*LR_STEPS.values(), 4 * hr_step)}
+    step = next(step for step, scale in scales.items() if scale.denominator == 1 and 2 <= scale <= 100)
+    example = {"target": settings["target"], "lr_step": step} | settings
+    if names[1:] or "hr_step" in typed:
+        example["hr_step"] = hr_step
+    elif "hr_step" in found:
+        del example["hr_step"]
+    try:
+        resolve_region(open_list(data_folder, "train").grids[0], DataConfig(**example | {"hr_step": hr_step}))
+    except DataError:
+        example["region"] = "all"
+    where = "" if Path(data_folder) == Path(utils.JSON_FOLDER) else f" --data-folder {data_folder}"
+    return DataError(
+        f"--target {settings['target']} needs {' and '.join(names)}; {Path(data_folder) / utils.LISTS['train']} holds "
+        f"{', '.join(holds) or 'files whose step stage 1 did not write down'}; for example\n"
+        f"  python 2train.py{where} {_typed(example)}"
+    )
+
+
+def _steps(data_folder, name):
+    """The cell sizes that PreInfo.json says of the files of a list, degrees."""
+    records = utils.read_info(data_folder).get("files", {}).get(name, [])
+    return sorted({record["step"] for record in records if record.get("step")})
+
+
+def _typed(settings):
+    """Fields of DataConfig as the options that are typed for them."""
+    words = {name: format_region(v) if name == "region" else v for name, v in settings.items()}
+    return " ".join(
+        f"--{name.replace('_', '-')} {f'{v:g}' if isinstance(v, float) else v}" for name, v in words.items()
+    )
 
 
 # ---------------------------------------------------------------- training windows

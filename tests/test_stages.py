@@ -247,7 +247,61 @@ def test_outputs_pass_a_cf_checker_and_open_in_other_tools(home, tmp_path):
                 assert done.returncode == 0 and "tp" in done.stdout, done.stderr
 
 
-# ---------------------------------------------------------------- stage 2
+# ---------------------------------------------------------------- stages 2 and 5: settings that the files decide
+
+
+def plans(*argv):
+    """The DataConfig of each model that stage 2 would train."""
+    args = stage(2)["parse_args"](list(map(str, argv)))
+    return [config for config, _ in stage(2)["plan_models"](args)]
+
+
+def test_steps_come_from_the_files_where_there_is_one_answer(home, tmp_path, capsys):
+    lists = tmp_path / "lists"
+    run(1, "--train-folders", "Data/DataTrain", "--train-hr-folders", "HrTrain", "--output-folder", lists)
+    (paired,) = plans("--target", "paired", "--data-folder", lists)
+    assert (paired.lr_step, paired.hr_step, paired.region) == (1, 0.1, (106, 110, 26, 30))
+    assert f"from the files of {lists}/PreTrain.json: --hr-step 0.1\n" in capsys.readouterr().out  # 1 is the default
+    (coarsen,) = plans("--target", "coarsen", "--lr-step", 1, "--data-folder", home.hr_lists)
+    assert (coarsen.lr_step, coarsen.hr_step) == (1, 0.1)
+    assert [config.lr_step for config in plans("--hr-step", 0.1)] == [1, 0.4]  # of evaluation days and forecasts
+    assert plans("--target", "paired", "--data-folder", lists, "--lr-step", 2, "--hr-step", 0.5)[0].scale == 4
+    with pytest.raises(DataError, match="the train list holds no pairs; give stage 1 --train-folders and --train-hr"):
+        plans("--target", "paired")
+
+
+@pytest.mark.parametrize("argv", [["--target", "coarsen"], ["--hr-step", "0.1"]])
+def test_the_first_error_names_all_that_is_missing_and_its_command_runs(home, argv):
+    """What a new user types on files of truth, and then the command that the error gives."""
+    with pytest.raises(DataError, match="(?s)--target coarsen needs --lr-step.*PreTrain.json holds files of 0.1") as no:
+        plans(*argv, "--data-folder", home.hr_lists)
+    command = str(no.value).splitlines()[-1].split()
+    assert command[:2] == ["python", "2train.py"]
+    (config,) = plans(*command[2:])
+    assert (config.target, config.lr_step, config.hr_step) == ("coarsen", 1, 0.1)
+    with pytest.raises(DataError, match="files of 1 degree") as no:  # the default region is no whole cells of 4 degree
+        plans("--target", "coarsen")
+    (config,) = plans(*str(no.value).splitlines()[-1].split()[2:])
+    assert (config.lr_step, config.hr_step, config.region) == (4, 1, "all")
+
+
+def test_files_elsewhere_are_taken_whole_and_it_is_said(workdir, capsys):
+    lat, lon = nodes(50.05, 55.95, 0.1)[::-1], nodes(2.05, 9.95, 0.1)
+    for k in (1, 2):
+        write_nc(workdir / f"hr/2023_08_0{k}.nc", rain((60, 80), k), lat, lon, attrs={"units": "mm"})
+        low = rain((60, 80), k).reshape(12, 5, 16, 5).mean((1, 3))
+        write_nc(workdir / f"lr/2023_08_0{k}.nc", low, nodes(50.25, 55.75, 0.5)[::-1], nodes(2.25, 9.75, 0.5))
+    run(1, *("--train-folders", "lr", "--train-hr-folders", "hr", "--eval-folders", "lr", "--eval-hr-folders", "hr"))
+    capsys.readouterr()
+    (config,) = plans("--target", "paired")
+    assert (config.lr_step, config.hr_step, config.region) == (0.5, 0.1, "all")
+    words = (
+        "--lr-step 0.5 --hr-step 0.1 --region all (they cover 2..10 E, 50..56 N, not the default region 106 110 26 30)"
+    )
+    assert f"from the files of Data/JsonPath/PreTrain.json: {words}" in capsys.readouterr().out
+    run(5, "--split", "eval", "--target", "paired", "--out", "out")
+    assert words in capsys.readouterr().out
+    assert outputs(workdir / "out", "hr")[0].shape == (60, 80) and outputs(workdir / "out", "lr")[0].shape == (12, 16)
 
 
 # ---------------------------------------------------------------- scripts as files
