@@ -58,7 +58,7 @@ stage "3 downscaling the evaluation days" "$truth/PreEval.json, $x100" "$results
 stage "4 downscaling the forecasts" "$days/PreObj.json, $days/PreEval.json, $x40" "$results/ResultObj/NN_pre_sr.nc, scores.csv, plots" \
     python 4downscale_obj.py --data-folder "$days" --checkpoint "$x40" --region 106 110 26 30 --out "$results/ResultObj" --members "${MEMBERS:-6}" --plots
 RUN=$sample stage "notebook" "$results" "$results/Eval_Correctness.ipynb, Eval_Correctness.html" \
-    python -m nbconvert --to notebook --execute Eval_Correctness.ipynb --output-dir "$results" --log-level ERROR
+    python -m nbconvert --KernelManager.transport=ipc --to notebook --execute Eval_Correctness.ipynb --output-dir "$results" --log-level ERROR
 python -m nbconvert --to html "$results/Eval_Correctness.ipynb" --log-level ERROR
 
 printf '\n== done in %d min %02d s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60))

@@ -101,12 +101,14 @@ def report_packages(args):
 
 def report_quickstart(args):
     scores = read_scores(args.folder / "ResultEval/scores.csv")
-    columns = "crps", "rmse", "qq_rmse", "p999_ratio", "lsd_db", "conservation_mm"
+    columns = {"crps": "CRPS", "rmse": "RMSE", "qq_rmse": "Q-Q RMSE", "p999_ratio": "P99.9"}
+    columns |= {"lsd_db": "spectrum, dB", "conservation_mm": "block means"}
     print("Evaluation days of the GENERATED sample (not observations), x100 against its 0.01 degree truth, mm:")
-    print(" " * 16 + "".join(f"{key:>17s}" for key in columns))
+    print(" " * 14 + "".join(f"{title:>13s}" for title in columns.values()))
     for name, words in (("bilinear", "bilinear"), ("ensemble mean", "ours, mean"), ("ensemble", "ours, members")):
-        print(f"{words:16s}" + "".join(f"{float(scores[name][key]):17.3g}" for key in columns))
-    print("(crps of one field is its mean absolute error; p999_ratio is best at 1, the others at 0)")
+        print(f"{words:14s}" + "".join(f"{float(scores[name][key]):13.3g}" for key in columns))
+    print("(CRPS: continuous ranked probability score, of one field its mean absolute error; Q-Q RMSE: of the")
+    print(" quantiles; P99.9: 99.9 % quantile over the observed one, best at 1, the others at 0)")
     for name, row in read_scores(args.folder / "ResultObj/scores.csv").items():
         sr, reference, qq = (float(row[key]) for key in ("mean_sr", "mean_reference", "qq_rmse"))
         print(f"forecasts x40, {name}: mean {sr:.2f} against {reference:.2f} mm, Q-Q RMSE {qq:.2g} mm")

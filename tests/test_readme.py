@@ -34,7 +34,8 @@ def text(name):
 def blocks(name):
     """The lines of every bash block, without comments."""
     found = re.findall(r"^```bash\n(.*?)^```", text(name), re.M | re.S)
-    return [[shlex.split(line, comments=True) for line in block.splitlines() if line.strip()] for block in found]
+    lines = [[shlex.split(line, comments=True) for line in block.splitlines()] for block in found]
+    return [list(filter(None, block)) for block in lines]
 
 
 def test_both_languages_have_the_same_headings_commands_figures_and_files():
@@ -106,6 +107,13 @@ def typed(tmp_path_factory):
                     pixels - 90,
                     attrs={"units": "mm"},
                 )
+    quarter, fine = nodes(2, 6, 0.25), np.round(1.8875 + 0.025 * np.arange(170), 4)
+    for split, days in (("", (1, 2, 3)), ("_eval", (4,))):
+        for day in days:
+            hr = np.kron(rain((17, 17), day), np.ones((10, 10)))
+            for kind, values, axis in (("lr", rain((17, 17), day), quarter), ("hr", hr, fine)):
+                path = home / f"pairs/{kind}{split}/2020_08_{day:02d}.nc"
+                write_nc(path, values, axis + 50, axis, attrs={"units": "mm"})
     for split, day in (("train", 1), ("train", 2), ("eval", 3)):  # as GPM_3IMERGDF: tp(time, lon, lat), mm/day
         tenth = np.round(103.05 + np.arange(80) / 10, 2), np.round(25.05 + np.arange(80) / 10, 2)
         path = home / f"imerg/{split}/3B-DAY.MS.MRG.3IMERG.2023080{day}-S000000-E235959.V07B.nc4"
