@@ -36,7 +36,7 @@ YOUR_DATA = "your data"  # heading of these settings in --help
 __all__ = [
     "DataConfig", "LRField", "PreTransforms", "SRDataset", "Windows", "block_mean", "cells_of", "fill_nearest",
     "format_region", "found_settings", "interpolate", "make_pair", "open_list", "parse_region", "plan_pairs", "read_lr",
-    "say_found", "training_configs",
+    "say_found", "training_command", "training_configs",
 ]
 # fmt: on
 
@@ -709,6 +709,17 @@ def training_configs(data_folder, typed):
         raise _what_is_missing(data_folder, typed, found)
     say_found(data_folder, "train", found, extent)
     return [DataConfig(**{**typed, **found, "lr_step": step}) for step in steps]
+
+
+def training_command(data_folder, split):
+    """The 2train.py command that trains a model for the files of a list, in words where stage 1 must run first."""
+    where = "" if Path(data_folder) == Path(utils.JSON_FOLDER) else f" --data-folder {data_folder}"
+    train, grid = _steps(data_folder, "train"), open_list(data_folder, split).grids[0]
+    step, fine = float(grid.step), train[0] if train and train[0] < float(grid.step) else DataConfig.hr_step
+    target = "coarsen" if step <= fine or fine in train else "interpolate"  # the training files are truth, or not
+    command = _fitting_command(grid, DataConfig(target, lr_step=100 * fine, hr_step=fine))
+    words = "" if train else " (with training days, which 1create_data_lists.py --train-folders lists)"
+    return command.replace("2train.py", f"2train.py{where}") + words
 
 
 def found_settings(data_folder, split, typed):

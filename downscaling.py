@@ -16,6 +16,7 @@ import contextlib
 import functools
 import hashlib
 import math
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import utils
-from datasets import TARGETS, DataConfig, fill_nearest, parse_region, read_lr
+from datasets import TARGETS, DataConfig, fill_nearest, format_region, parse_region, read_lr, training_command
 from threads import Threads
 from utils import MANY, DataError, log, whole_number
 
@@ -147,7 +148,7 @@ def load_model(args, split):
     if args.checkpoint:
         path, state = utils.open_checkpoint(args.checkpoint)
     else:
-        path, state = find_checkpoint(args.data_folder, split, region)
+        path, state = find_checkpoint(args.data_folder, split, region, command=_command(args, split))
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     for words in state.get("warnings", []):
         log(f"WARNING: {path}: {words}")
@@ -156,44 +157,95 @@ def load_model(args, split):
         return Model(path, config, models.load_generator(state, device), state.get("region_cells"))
 
 
-def find_checkpoint(data_folder, split, region=None, folder="Data/SavedModels"):
-    """(path, state) of the checkpoint in `folder` that fits a list best; says so where several do.
+class Candidate(NamedTuple):
+    """A checkpoint in the folder of models: what it is for, and how it fits a list (rank, the smallest best) or not."""
 
-    Raises: DataError: none fits, with the reason of each.
+    path: Path
+    state: dict | None
+    rank: tuple | None
+    words: str
+
+
+FITS = {  # how the files of a list serve a model, the best first
+    "lr": "the files hold its LR cells",
+    "hr": "the files hold its HR cells, which are averaged to its LR cells",
+    "coarser": "its LR cells are finer than the files', which are interpolated to them first",
+}
+
+
+def find_checkpoint(data_folder, split, region=None, folder="Data/SavedModels", command="..."):
+    """(path, state) of the checkpoint named pre_srgan* in `folder` that fits a list best; says why where several do.
+
+    Args: command: what was typed, to which --checkpoint is added where a checkpoint of another name fits.
+    Raises: DataError: none fits, with the reason of each, those of other names, and the command that trains one.
     """
-    fitting, reasons = [], []
     kept = {Path(str(path).removesuffix(".previous")) for path in Path(folder).glob("pre_srgan*_x*.pth*")}
-    for path in sorted(path for path in kept if path.suffix == ".pth"):
-        try:
-            with utils.reading(path):
-                found, state = utils.open_checkpoint(path)
-                fitting.append((fit(data_folder, split, state, region), found.name, found, state))
-        except DataError as error:
-            reasons.append(f"{path.name}: {error}")
+    ours = [_candidate(path, data_folder, split, region) for path in sorted(kept) if path.suffix == ".pth"]
+    fitting = sorted((one for one in ours if one.rank), key=lambda one: (one.rank, one.path.name))
     if not fitting:
-        raise DataError(
-            f"no checkpoint in {folder} fits the {split} list"
-            + "".join(f"\n  {words}" for words in reasons or ["it holds none"])
-            + "\n  train one with 2train.py, or name another with --checkpoint"
-        )
-    fitting.sort(key=lambda found: found[:2])
-    if len(fitting) > 1:
+        others = [path for path in sorted(Path(folder).glob("*.pth")) if path not in kept]
+        others = [_candidate(path, data_folder, split, region) for path in others]
+        raise DataError(_none_fits(data_folder, split, folder, ours, others, command))
+    if len(fitting) > 1 or fitting[0].rank[0] == list(FITS).index("coarser"):
         log(
-            f"{len(fitting)} checkpoints fit the {split} list; taking {fitting[0][1]}, choose another with "
-            "--checkpoint: " + ", ".join(found[1] for found in fitting[1:])
+            f"{len(fitting)} model(s) in {folder} fit the {split} list; taking {fitting[0].path.name}, the first of "
+            "this order (choose another with --checkpoint):"
+            + "".join(f"\n  {one.path.name}: {one.words}" for one in fitting)
         )
-    return fitting[0][2:]
+    return fitting[0].path, fitting[0].state
 
 
-def fit(data_folder, split, state, region=None):
-    """How well a checkpoint fits a list, the smallest best: files at its LR step before files at its HR step before
-    coarser ones, then the default target before others.
+def _candidate(path, data_folder, split, region):
+    """The Candidate at `path`; one that cannot be read has no state."""
+    state, words = None, ""
+    try:
+        with utils.reading(path):
+            found, state = utils.open_checkpoint(path)
+            own, tied = data_config(state), state.get("region_cells")
+            where = "any region" if own.region == "all" else f"trained on region {format_region(own.region)}"
+            where = f"for region {format_region(own.region)} alone" if tied else where
+            words = f"x{own.scale}, {own.lr_step:g} to {own.hr_step:g} degree, target {own.target}, {where}; "
+            fields = read_lr(data_folder, split, data_config(state, region), tied)
+            rank, hr = fit(fields), fields[0].plan.hr
+            words += f"{list(FITS.values())[rank[0]]}; makes {hr.rows} x {hr.cols} pixels"
+            return Candidate(found, state, rank, words)
+    except DataError as error:
+        why = str(error).split("; a model for such files")[0]  # the command for all of them comes at the end
+        return Candidate(path, state, None, f"{words}does not fit: {why}" if words else why)
 
-    Raises: DataError: the steps of the files or the region do not fit at all.
-    """
-    config = data_config(state, region)
-    kinds = {field.plan.kind for field in read_lr(data_folder, split, config, state.get("region_cells"))}
-    return max(("lr", "hr", "coarser").index(kind) for kind in kinds), TARGETS.index(config.target)
+
+def _none_fits(data_folder, split, folder, ours, others, command):
+    """The words for a list that no model fits which stages take by themselves."""
+    lines = [f"no model of yours ({folder}/pre_srgan*_x*.pth) fits the {split} list"]
+    lines += [f"  {one.path.name}: {one.words}" for one in ours]
+    fitting = [one for one in others if one.rank]
+    if fitting:
+        lines.append("models of other names that fit are used where you name them:")
+    for one in fitting:
+        lines += [f"  {one.path.name}: {one.words}", f"    {command} --checkpoint {one.path}"]
+    if len(fitting) < len(others):
+        lines.append("those that do not fit:")
+        lines += [f"  {one.path.name}: {one.words}" for one in others if not one.rank]
+    lines += ["to train one:", f"    {training_command(data_folder, split)}"]
+    return "\n".join(lines)
+
+
+def _command(args, split):
+    """This run of stage 3 or 4 as it is typed, without --checkpoint."""
+    stage, out = {"eval": "3downscale_eval.py", "obj": "4downscale_obj.py"}[split], f"Result{split.title()}"
+    defaults, words = vars(downscale_parser("", f"Data/DataResults/{out}").parse_args([])), ["python", stage]
+    for name, value in vars(args).items():
+        if value is not None and value is not False and value != defaults.get(name):
+            parts = value if isinstance(value, list) else ["/".join(map(str, value))] if name == "shard" else [value]
+            words += [f"--{name.replace('_', '-')}", *(str(part) for part in parts if part is not True)]
+    return shlex.join(words)
+
+
+def fit(fields):
+    """How well LRField objects serve a checkpoint, the smallest best: files at its LR step before files at its HR step
+    before coarser ones, then the default target before others."""
+    rank = max(list(FITS).index(field.plan.kind) for field in fields)
+    return rank, TARGETS.index(fields[0].plan.config.target)
 
 
 def data_config(state, region=None, units="auto"):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -283,7 +284,9 @@ def test_the_checkpoint_that_fits_is_found(home, tmp_path, monkeypatch, capsys):
     assert "pre_srgan_x4.pth (target interpolate)" in words and "pre_srgan_x10.pth (target interpolate)" in words
     assert "choose another with --checkpoint" in words
     monkeypatch.chdir(tmp_path)
-    assert "fits the eval list" in said(3, ["--data-folder", home.lists, "--out", "x"], monkeypatch)
+    assert "not on disk; run 1create_data_lists.py again" in said(
+        3, ["--data-folder", home.lists, "--out", "x"], monkeypatch
+    )
 
 
 def test_a_generator_that_has_diverged_writes_nothing(home, tmp_path, monkeypatch):
@@ -345,3 +348,60 @@ def test_find_checkpoint_skips_what_is_none_and_says_why(home, tmp_path):
         utils.save_checkpoint(tmp_path / f"pre_srgan_{target}_x40.pth", state)
     path, state = downscaling.find_checkpoint(home.lists, "eval", folder=tmp_path)
     assert path.name == "pre_srgan_interpolate_x40.pth" and state["data_config"]["target"] == "interpolate"
+
+
+def test_models_of_other_names_are_offered_with_the_command_that_uses_them(home, tmp_path, monkeypatch):
+    """The first error lists all that is there; the command it gives is typed and runs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Data/SavedModels").mkdir(parents=True)
+    shutil.copytree(home.home / "Data/DataEval", "Data/DataEval")
+    run(1)
+    for path, name in ((home.x10, "shipped_x10.pth"), (home.coarsen, "other.pth"), (home.x4, "x4.pth")):
+        shutil.copy(path, tmp_path / "Data/SavedModels" / name)
+    (tmp_path / "Data/SavedModels/text.pth").write_text("text")
+    words = said(3, ["--members", 2, "--no-scores", "--out", "a folder"], monkeypatch)
+    assert "no model of yours (Data/SavedModels/pre_srgan*_x*.pth) fits the eval list" in words
+    about = (
+        "x10, 1 to 0.1 degree, target {}, trained on region 106 110 26 30; the files hold its LR cells; makes 50 x 50"
+    )
+    assert f"shipped_x10.pth: {about.format('interpolate')}" in words and "text.pth: not a checkpoint" in words
+    assert f"other.pth: {about.format('coarsen')}" in words
+    assert "x4.pth: x4, 0.4 to 0.1 degree, target interpolate, trained on region 106 110 26 30; its LR cells" in words
+    command = next(line for line in words.splitlines() if line.endswith("/shipped_x10.pth"))
+    typed = shlex.split(command)
+    assert typed[:2] == ["python", "3downscale_eval.py"]
+    run(3, *typed[2:])
+    assert len(outputs(tmp_path / "a folder")) == 3 and outputs(tmp_path / "a folder")[0].sizes["member"] == 2
+    train = words.splitlines()[-1]
+    assert train.strip().startswith("python 2train.py --target interpolate --lr-step 1 --hr-step 0.01 (with training")
+
+
+def test_a_model_tied_to_a_region_and_the_training_command_of_fine_files(home, tmp_path):
+    state = utils.load_checkpoint(home.coarsen)
+    utils.save_checkpoint(tmp_path / "tied_x10.pth", {**state, "region_cells": ["31", "106", 4, 4]})
+    with pytest.raises(DataError) as no:
+        downscaling.find_checkpoint(home.hr_lists, "eval", folder=tmp_path)
+    words = str(no.value)
+    assert "tied_x10.pth: x10, 1 to 0.1 degree, target coarsen, for region 106 110 26 30 alone; does not fit" in words
+    assert f"python 2train.py --data-folder {home.hr_lists} --target" in words
+
+
+def test_several_models_that_fit_are_listed_in_their_order_with_the_reason(home, tmp_path, capsys):
+    for target, lr_step in (("coarsen", 1.0), ("interpolate", 1.0), ("interpolate", 0.4)):
+        state = utils.load_checkpoint(home.x10 if lr_step == 1 else home.x4)
+        state["data_config"]["target"] = target
+        utils.save_checkpoint(utils.default_checkpoint(target, round(lr_step / 0.1), tmp_path), state)
+    path, _ = downscaling.find_checkpoint(home.lists, "eval", folder=tmp_path)
+    words = capsys.readouterr().out.splitlines()
+    assert path.name == "pre_srgan_x10.pth"
+    assert "3 model(s)" in words[0] and "taking pre_srgan_x10.pth, the first of this order" in words[0]
+    assert [line.split(":")[0].strip() for line in words[1:4]] == [
+        "pre_srgan_x10.pth",
+        "pre_srgan_coarsen_x10.pth",
+        "pre_srgan_x4.pth",
+    ]
+    assert "its LR cells are finer than the files', which are interpolated to them first" in words[3]
+    for name in ("pre_srgan_x10.pth", "pre_srgan_coarsen_x10.pth"):
+        (tmp_path / name).unlink()
+    downscaling.find_checkpoint(home.lists, "eval", folder=tmp_path)  # also where it is the only one
+    assert "1 model(s)" in (words := capsys.readouterr().out) and "finer than the files'" in words
