@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, TRAIN, outputs, run, run3, said, same, tensors
+from conftest import ROOT, TINY, TRAIN, outputs, run, run3, said, same, stage, tensors
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import models
@@ -404,3 +405,168 @@ def test_a_process_that_loses_another_says_so(monkeypatch):
     for call in (lambda: group.mean([torch.ones(2)]), lambda: group.largest(1)):
         with pytest.raises(DataError, match="process 0 of 2 lost another one.*Connection closed"):
             call()
+
+
+# ---------------------------------------------------------------- warnings, time, log, and the command that goes on
+
+
+def standing(**changes):
+    """What State.warnings looks at, of a fully trained model that beats bilinear interpolation."""
+    return types.SimpleNamespace(**({"step": 1200, "whole_steps": 1200, "scores": {"ratio": 0.6}} | changes))
+
+
+def test_a_model_that_is_no_model_is_warned_of():
+    warnings = training.State.warnings
+    assert warnings(standing(interpolated=False)) == [] == warnings(standing(interpolated=False, scores={}, step=300))
+    (words,) = warnings(standing(interpolated=False, step=28))
+    assert "only 28 steps" in words and "1200" in words and "--max-minutes" in words
+    assert warnings(standing(interpolated=False, step=299, whole_steps=1200))
+    for ratio in (1.07, 1.0, float("nan")):
+        (words,) = warnings(standing(interpolated=False, scores={"ratio": ratio}))
+        assert "bilinear" in words and f"{ratio:.3g}" in words
+    assert warnings(standing(interpolated=True, scores={"ratio": 1.07})) == []  # there bilinear is the truth
+
+
+def test_warnings_are_said_at_the_end_kept_and_said_again_where_the_model_is_used(home, tmp_path, capsys, unbroken):
+    kept = [utils.load_checkpoint(unbroken.with_name(name))["warnings"] for name in ("a.pth", "export.pth")]
+    assert kept[0] == kept[1] and "only 7 steps" in kept[0][0]
+    run(2, *TRAIN, "--checkpoint", tmp_path / "w.pth")
+    assert f"WARNING: {tmp_path}/w.pth: {kept[0][0]}" in capsys.readouterr().out
+    run3("--checkpoint", unbroken.with_name("export.pth"), "--out", tmp_path / "out")
+    assert f"export.pth: {kept[0][0]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("crps", "worse"), [(0.5, []), (1.5, ["bilinear"]), (2.5, ["RainFARM", "bilinear"])])
+def test_stage_3_warns_of_members_that_simple_methods_beat(capsys, crps, worse):
+    rows = [{"name": "bilinear", "crps": 1.0}, {"name": "RainFARM", "crps": 2.0}, {"name": "ensemble", "crps": crps}]
+    stage(3)["warn"](rows)
+    words = capsys.readouterr().out
+    assert [name for name in ("RainFARM", "bilinear") if name in words] == worse and bool(words) == bool(worse)
+    stage(3)["warn"]([{"name": "bilinear", "crps": float("nan")}, {"name": "one member", "crps": float("nan")}])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("seconds", "window"), [(0.5, 0.2), (4.0, 2.0)])
+def test_max_minutes_is_kept_with_the_last_validation_inside(home, tmp_path, monkeypatch, seconds, window):
+    """On a clock of its own: steps of 0.5 or 4 s, validations of 24 windows; 3 minutes are kept within a tenth."""
+    clock = types.SimpleNamespace(now=0.0, step=training.train_step, assess=training.assess)
+
+    def train_step(state, loader):
+        clock.now += seconds
+        return clock.step(state, loader)
+
+    def assess(net, windows, group, members=4):
+        clock.now += window * len(windows)
+        return clock.assess(net, windows[:1], group, members)
+
+    monkeypatch.setattr(training, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(training, "train_step", train_step)
+    monkeypatch.setattr(training, "assess", assess)
+    began = -10.0  # seconds before: imports and lists
+    monkeypatch.setitem(stage(2)["main"].__globals__, "time", types.SimpleNamespace(monotonic=lambda: began))
+    path = tmp_path / "m.pth"
+    words = ["--epoch-steps", 200, "--valid-windows", 24, "--content-steps", 1200]
+    args = stage(2)["parse_args"]([*map(str, [*TRAIN, *words, "--adversarial-steps", 0, "--checkpoint", path])])
+    del args.content_steps  # not typed: the length is fitted
+    args.max_minutes = 3.0
+    monkeypatch.setitem(stage(2)["main"].__globals__, "parse_args", lambda argv: args)
+    assert run(2) == 0
+    assert 0.9 * 180 <= clock.now - began <= 1.1 * 180
+    state = utils.load_checkpoint(path)
+    assert state["judged"] == state["step"] > 20 and state["scores"]["crps"] > 0
+
+
+def test_time_that_ends_before_the_last_step_still_validates_and_names_the_command(home, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "m.pth"
+    monkeypatch.setattr(training.Clock, "over", property(lambda clock: clock.step == 3), raising=False)
+    plain = training.train_step
+    monkeypatch.setattr(training.Clock, "step", 0, raising=False)
+
+    def train_step(state, loader):
+        training.Clock.step = state.step + 1
+        return plain(state, loader)
+
+    monkeypatch.setattr(training, "train_step", train_step)
+    assert run(2, *TRAIN, "--max-minutes", 5, "--checkpoint", path) == 0
+    state = utils.load_checkpoint(path)
+    assert state["step"] == 3 == state["judged"]
+    assert (
+        f"ended by --max-minutes; go on with: python 2train.py --resume --checkpoint {path}" in capsys.readouterr().out
+    )
+
+
+@pytest.fixture
+def copied(project, tmp_path, monkeypatch):
+    """A copy of the small project as current folder, for runs that replace its models."""
+    monkeypatch.chdir(shutil.copytree(project.home, tmp_path / "copied"))
+    return tmp_path / "copied"
+
+
+def test_several_models_say_their_share_of_the_time(copied, capsys):
+    run(2, "--hr-step", 0.1, *TINY, "--max-minutes", 20)
+    words = capsys.readouterr().out
+    assert re.search(r"pre_srgan_x10.pth: (9\.\d+|10) of 20 minutes are for this model", words)
+    assert re.search(r"pre_srgan_x4.pth: (1\d\.\d+|20) of 20 minutes are for this model", words)
+
+
+def test_a_log_has_a_line_a_minute_one_line_of_settings_and_tensorboard_all(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(utils, "LOG_EVERY", 0)
+    run(2, *TRAIN, "--checkpoint", tmp_path / "l.pth", "--runs", tmp_path / "runs")
+    words = capsys.readouterr().out
+    assert re.search(r"x10: step 1 of 7, [\d.e-]+ s a step, [\d.]+ min left", words)
+    (line,) = [line for line in words.splitlines() if line.startswith("settings other than the defaults: ")]
+    assert "batch=2" in line and "scale" not in line and "beta" not in line
+    tags = EventAccumulator(str(tmp_path / "runs/l")).Reload().Tags()
+    assert "settings/text_summary" in tags["tensors"] and {"valid/maps", "valid/qq"} <= set(tags["images"])
+    assert {"Loss_c", "Loss_d", "Loss_g", "valid/crps", "learning_rate"} <= set(tags["scalars"])
+
+
+def typed(words, folder):
+    """Run the command that stands behind "go on with: " in these words, as a user would."""
+    _, script, *argv = shlex.split(re.search("go on with: (python .*)", words).group(1))
+    assert script == "2train.py"
+    command = [sys.executable, str(ROOT / script), *argv]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300), argv
+
+
+def test_the_hint_after_an_interrupt_is_the_command_that_goes_on(home, tmp_path, monkeypatch, capsys, unbroken):
+    """The checkpoint knows data folder, region, steps and network: with them resumed equals unbroken."""
+    path = tmp_path / "with blank/h.pth"
+    with monkeypatch.context() as patch:
+        interrupted(patch, 3, signal.SIGINT)
+        assert run(2, *TRAIN, "--data-folder", "Data/JsonPath", "--checkpoint", path) == 130
+    done, argv = typed(capsys.readouterr().out, home.home)
+    assert argv == ["--resume", "--checkpoint", str(path)] and done.returncode == 0, done.stderr
+    same(path, unbroken)
+
+
+def test_resume_takes_the_data_folder_of_the_checkpoint(home, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "h.pth"
+    with monkeypatch.context() as patch:
+        interrupted(patch, 3, signal.SIGINT)
+        argv = [*TRAIN, "--target", "coarsen", "--region", "all", "--data-folder", "Data/JsonHr", "--checkpoint", path]
+        assert run(2, *argv, "--threads", 1) == 130
+    assert utils.load_checkpoint(path)["data_folder"] == "Data/JsonHr"
+    done, argv = typed(capsys.readouterr().out, home.home)
+    assert argv == ["--resume", "--checkpoint", str(path), "--threads", "1"] and done.returncode == 0, done.stderr
+    assert utils.load_checkpoint(path)["step"] == 7 and "target coarsen" in done.stdout
+    assert "region" in said(2, ["--resume", "--checkpoint", path, "--region", 105, 109, 25, 29], monkeypatch)
+
+
+def test_an_interrupt_of_the_first_of_several_models_names_the_command_for_all(copied, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupted(patch, 1, signal.SIGTERM)
+        assert run(2, "--hr-step", 0.1, *TINY) == 143
+    done, argv = typed(capsys.readouterr().out, copied)
+    assert argv[-1] == "--resume" and "--checkpoint" not in argv and done.returncode == 0, done.stderr
+    assert "pre_srgan_x10.pth at step 4 of 4" in done.stdout and "pre_srgan_x4.pth at step 4 of 4" in done.stdout
+
+
+def test_a_new_run_says_what_it_discards_before_it_does(copied, capsys, unbroken):
+    path = copied / "old.pth"
+    shutil.copy(unbroken, path)
+    run(2, *TRAIN, "--checkpoint", path, "--max-minutes", 0)
+    words = capsys.readouterr().out
+    told = words.index(f"{path}: a model of ")
+    assert "at step 7" in words[told:] and told < words.index("moved 1 earlier results")
+    assert re.search(r"of 20\d\d-\d\d-\d\d \d\d:\d\d", words) and f"--resume --checkpoint {path}" in words
