@@ -59,15 +59,17 @@ __all__ = [
 # ---------------------------------------------------------------- the pictures of a run
 
 
-def plot_evaluation(folder, paths, pairs, curves=None):
+def plot_evaluation(folder, paths, pairs, curves=None, *, target=None):
     """Draw the evaluation days: NN_maps.png of every day, wettest.png (a close-up) and scores.png, all in `folder`.
 
     Args: paths: NN_pre_sr.nc in list order. pairs: sequence of their (lr, hr) DataArrays, mm; hr is None where there is
-        no truth. curves: of a ScoreTable; None: no scores.png.
+        no truth. curves: of a ScoreTable; None: no scores.png. target: where the truth comes from, where the fields'
+        own word is not to be taken ("interpolate" over files at the HR step has real truth).
     """
     folder, wettest, near, shown = Path(folder), -1.0, None, None
     for index, path in enumerate(progress(paths, "drawing")):
         (lr, hr), sr = pairs[index], read_output(path)
+        hr = hr.assign_attrs(target=target) if target and hr is not None else hr
         save_figure(plot_maps(lr, sr, hr), folder / f"{index:02d}_maps.png")
         shown, mean = lr if hr is None else hr, float(np.nan_to_num(lr.mean()))
         if mean > wettest:

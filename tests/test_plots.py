@@ -318,6 +318,18 @@ def test_a_run_is_drawn_with_scores(tmp_path, two_days, monkeypatch):
     ]
 
 
+def test_the_target_given_says_whether_there_is_truth(tmp_path, two_days, monkeypatch):
+    said, (paths, pairs) = [], two_days
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: said.append(words(figure)))
+    pairs = [(lr, hr.assign_attrs(target="interpolate")) for lr, hr in pairs]
+    table = verification.score_outputs(paths, pairs, 4)
+    plots.plot_evaluation(tmp_path, paths, pairs, table.curves())
+    assert len(said) == 4 and all("no truth" in text for text in said)
+    said.clear()
+    plots.plot_evaluation(tmp_path, paths, pairs, table.curves(), target="coarsen")
+    assert len(said) == 4 and not any("no truth" in text for text in said)
+
+
 def test_a_run_without_truth_is_drawn_too(tmp_path, two_days):
     paths, pairs = two_days
     plots.plot_evaluation(tmp_path / "plots", paths, [(lr, None) for lr, _ in pairs])
