@@ -117,7 +117,7 @@ class SRResModel(nn.Module):
     """SRResNet: layers at the LR grid (the trunk), one upsampling stage for each prime factor, an output convolution.
 
     The trunk (9 x 9 convolution, residual blocks, skip) sees the whole field; `stages` turns a part of its features
-    into HR values. Noise enters before each stage (with hr_noise at the HR grid too). The interpolated LR field, and the
+    into HR values. Noise enters before each stage (with hr_noise also at HR). The interpolated LR field, and the
     learned maps of a fixed region, enter at the grid of each stage. A stage may have residual blocks behind it.
     """
 
