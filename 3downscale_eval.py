@@ -1,7 +1,7 @@
 """Stage 3: downscale the evaluation days with a trained generator, and score them where there is truth.
 
 Reads   {data-folder}/PreEval.json (stage 1) and a checkpoint (stage 2), which holds every setting of the model
-Writes  {out}/NN_pre_sr.nc, NN = position in the list, tp([member,] lat, lon) in mm, and scores.csv
+Writes  {out}/NN_pre_sr.nc, NN = position in the list, tp(time, [member,] lat, lon), mm; scores.csv
 
     python 3downscale_eval.py --members 8
 """
@@ -19,7 +19,7 @@ SPLIT, OUT = "eval", "Data/DataResults/ResultEval"
 
 def parse_args(argv=None):
     parser = downscale_parser(__doc__, OUT)
-    parser.add_argument("--no-scores", action="store_true", help="do not score the results")
+    parser.add_argument("--no-scores", action="store_true", help="do not score the results, nor read their truth")
     parser.add_argument(
         "--score-window",
         type=int,
@@ -31,7 +31,10 @@ def parse_args(argv=None):
 
 
 def score(args, config, paths):
-    """Print the score table, write scores.csv and draw; truth is read here, after every field was made."""
+    """Print the score table and write scores.csv; truth is read here, after every field was made.
+
+    Returns: (pairs of LR and truth, curves of the scores, where the truth comes from); None for what there is not.
+    """
     import verification
 
     try:
@@ -39,24 +42,18 @@ def score(args, config, paths):
         pairs[0]  # refuses where there is no truth
     except DataError as error:
         log(f"no scores: {error}")
-        return
+        return None, None, None
+    truth = "coarsen" if config.target == "interpolate" and pairs.plans[0].kind == "hr" else config.target
     table = verification.score_outputs(paths, pairs, config.scale, side=args.score_window)
     rows = table.rows()
     if not rows:
-        log(
-            "no scores and no plots: every window of the truth has missing pixels; smaller ones may not, for example "
-            "--score-window 2"
-        )
-        return
+        log("no scores: every window of the truth has missing pixels; smaller ones may not, as --score-window 2")
+        return pairs, None, truth
     verification.write_scores(Path(args.out) / "scores.csv", rows)
-    truth = "interpolate" if config.target == "interpolate" and pairs.plans[0].kind != "hr" else config.target
     log(verification.format_table(rows, target=truth))
     if truth != "interpolate":
         warn(rows)
-    if args.plots:
-        import plots
-
-        plots.plot_evaluation(Path(args.out) / "plots", paths, pairs, table.curves())
+    return pairs, table.curves(), truth
 
 
 def warn(rows):
@@ -75,8 +72,15 @@ def warn(rows):
 def main(argv=None):
     args = parse_args(argv)
     config, fields, paths = downscale_list(args, SPLIT)
-    if not args.no_scores and len(paths) == len(fields):  # a shard of the list is not scored
-        score(args, config, paths)
+    if len(paths) < len(fields):  # a shard of the list is neither scored nor drawn
+        return
+    pairs, curves, truth = (None, None, None) if args.no_scores else score(args, config, paths)
+    if args.plots:
+        import plots
+
+        if pairs is None:
+            pairs = [(field.values(), None) for field in fields]
+        plots.plot_evaluation(Path(args.out) / "plots", paths, pairs, curves, target=truth)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Stage 4: downscale the forecasts ("objective" files) with a trained generator, and compare them with what is known.
 
 Reads   {data-folder}/PreObj.json (stage 1) and a checkpoint (stage 2); PreEval.json for the analysed days, where there
-Writes  {out}/NN_pre_sr.nc, NN = position in the list, tp([member,] lat, lon) in mm, and scores.csv
+Writes  {out}/NN_pre_sr.nc, NN = position in the list, tp(time, [member,] lat, lon), mm; scores.csv
 
     python 4downscale_obj.py --members 8
 """

@@ -247,6 +247,23 @@ def test_outputs_pass_a_cf_checker_and_open_in_other_tools(home, tmp_path):
                 assert done.returncode == 0 and "tp" in done.stdout, done.stderr
 
 
+def test_plots_are_drawn_without_truth_and_without_scores(home, tmp_path, capsys):
+    """Days at the LR step have no truth for a model of coarsen: input and members are drawn all the same."""
+    names = ["00_maps.png", "01_maps.png", "02_maps.png", "wettest.png"]
+    run(3, "--checkpoint", home.coarsen, "--out", tmp_path / "a", "--members", 2, "--plots")
+    assert "no scores: " in capsys.readouterr().out and not (tmp_path / "a/scores.csv").exists()
+    run(3, "--checkpoint", home.x10, "--out", tmp_path / "b", "--plots", "--no-scores")
+    for folder in "ab":
+        drawn = sorted((tmp_path / folder / "plots").iterdir())
+        assert [path.name for path in drawn] == names and min(path.stat().st_size for path in drawn) > 5000
+
+
+def test_files_at_the_hr_step_are_real_truth_whatever_the_target(home, tmp_path, capsys):
+    run(3, "--data-folder", home.hr_lists, "--checkpoint", home.x10, "--out", tmp_path)
+    words = capsys.readouterr().out
+    assert "(target coarsen)" in words and "INTERPOLATION" not in words
+
+
 # ---------------------------------------------------------------- stages 2 and 5: settings that the files decide
 
 
