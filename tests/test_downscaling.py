@@ -172,8 +172,10 @@ def test_truth_with_gaps_everywhere_is_no_reason_to_fall(home, tmp_path, capsys)
     values[::5, ::5] = np.nan
     write_nc(tmp_path / "in/2023_08_01.nc", values, lat, lon, attrs={"units": "mm"})
     run(1, "--eval-folders", tmp_path / "in", "--output-folder", tmp_path / "lists")
-    run(3, "--data-folder", tmp_path / "lists", "--checkpoint", home.coarsen, "--out", tmp_path, "--region", "all")
-    assert len(outputs(tmp_path)) == 1 and "no scores and no plots: every window" in capsys.readouterr().out
+    argv = ["--data-folder", tmp_path / "lists", "--checkpoint", home.coarsen, "--out", tmp_path, "--region", "all"]
+    run(3, *argv, "--plots")
+    assert len(outputs(tmp_path)) == 1 and "no scores: every window" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["00_maps.png", "wettest.png"]
 
 
 def test_hr_is_not_an_argument_of_downscaling():
