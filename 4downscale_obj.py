@@ -24,10 +24,7 @@ def compare(args, fields, paths):
     rows = verification.compare_forecasts(cells)
     verification.write_scores(Path(args.out) / "scores.csv", rows)
     log(verification.format_table(rows))
-    log(
-        "(mm, at block means; consistency: what went in comes out; skill: the forecast itself against the analysed day "
-        "of its date)"
-    )
+    log("(mm, at block means. consistency: what went in comes out; skill: the forecast against the analysed day)")
     if args.plots:
         import plots
 

@@ -171,29 +171,40 @@ def _windows(lr, hr, scale, side):
 def analysed_days(data_folder):
     """Read the days of the evaluation list, to compare forecasts with: {date "YYYY-MM-DD": DataArray}, mm.
 
-    Without an evaluation list it says so and returns {}.
+    Without an evaluation list it says so and returns {}. A date that occurs more than once is left out, and named.
     """
     try:
-        days = open_list(data_folder, "eval")
-        return {str(field.time.values)[:10]: field for field in map(days.field, range(len(days)))}
+        archive = open_list(data_folder, "eval")
     except DataError:
         log("no evaluation list, so the forecasts are compared with their own input only")
         return {}
+    days, twice = {}, set()
+    for field in map(archive.field, range(len(archive))):
+        date = str(field.time.values)[:10]
+        twice |= {date} & days.keys()
+        days[date] = field
+    if twice:
+        log(f"several analysed days of {', '.join(sorted(twice))}: expected one a date, so none of them is compared")
+    return {date: field for date, field in days.items() if date not in twice}
 
 
 def forecast_cells(paths, inputs, analyses):
     """Pair each downscaled forecast with its own input, and with the analysed day of its date where there is one.
 
     Args: paths: NN_pre_sr.nc. inputs: their LR DataArrays, mm, in the same order. analyses: {date: DataArray}, mm.
-    Returns: {"own input": results of pair_cells, "analysed day": the same}; without the latter where no date fits.
+    Returns: {"own input": results of pair_cells, "analysed day": the same}; without the latter, and saying so, where no
+        date fits or no analysed cell lies whole inside.
     """
-    cells = {}
+    cells = {"own input": [], "analysed day": []}
     for path, lr in zip(paths, inputs, strict=True):
         sr = read_output(path)
-        for name, reference in (("own input", lr), ("analysed day", analyses.get(str(sr.time.values)[:10]))):
-            if reference is not None:
-                cells.setdefault(name, []).append(pair_cells(sr, reference))
-    return cells
+        cells["own input"].append(pair_cells(sr, lr))
+        if str(sr.time.values)[:10] in analyses:
+            with contextlib.suppress(NoCell):
+                cells["analysed day"].append(pair_cells(sr, analyses[str(sr.time.values)[:10]]))
+    if analyses and not cells["analysed day"]:
+        log("no analysed day has the date of a forecast and a whole cell inside it: compared with their own input only")
+    return {name: pairs for name, pairs in cells.items() if pairs}
 
 
 def compare_forecasts(cells):
@@ -205,13 +216,17 @@ def compare_forecasts(cells):
     return [compare_cells(names[reference], pairs) for reference, pairs in cells.items()]
 
 
+class NoCell(ValueError):
+    """No cell of the reference lies whole inside the downscaled field."""
+
+
 def pair_cells(sr, reference, *, step=None):
     """Average downscaled rain over the cells of a coarse field that lie whole inside it; cells match by coordinates.
 
     Args: sr ([member,] lat, lon) and reference (lat, lon), DataArrays, mm; step: the reference's cell size in degrees
         (default: the spacing of its nodes).
     Returns: (M, n) means and (n,) values of the reference, mm: the cells without missing pixels.
-    Raises: ValueError: the valid dates differ, or no reference cell lies whole inside.
+    Raises: ValueError: the valid dates differ. NoCell: no reference cell lies whole inside.
     """
     if "time" in sr.coords and "time" in reference.coords:
         dates = [np.datetime64(field.time.values, "D") for field in (sr, reference)]
@@ -220,7 +235,7 @@ def pair_cells(sr, reference, *, step=None):
     step = step or float(np.abs(np.diff(reference.lat)).mean())
     (wy, rows), (wx, cols) = (_cell_weights(sr[d].values, reference[d].values, step) for d in ("lat", "lon"))
     if not (len(rows) and len(cols)):
-        raise ValueError(f"pair_cells: no cell of {step:g} degrees of the reference lies whole inside SR")
+        raise NoCell(f"pair_cells: no cell of {step:g} degrees of the reference lies whole inside SR")
     pixels = sr.transpose(..., "lat", "lon").values.astype(np.float64)
     whole = wy @ np.isfinite(pixels) @ wx.T > 1 - 1e-9
     means = np.where(whole, wy @ np.nan_to_num(pixels) @ wx.T, np.nan).reshape(-1, len(rows) * len(cols))

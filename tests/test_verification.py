@@ -719,6 +719,21 @@ def test_forecasts_are_compared_with_their_input_and_the_analysed_day_of_their_d
     assert verification.analysed_days(tmp_path) == {} and "no evaluation list" in capsys.readouterr().out
 
 
+def test_an_analysed_day_that_is_twice_there_or_shares_no_whole_cell_is_not_compared(tmp_path, capsys):
+    path, own = tmp_path / "00_pre_sr.nc", analysed()
+    sr, lr = forecast(side=80, latn=27.8, lonw=107.6)  # smaller than a degree, twice two cells of the forecast
+    utils.write_field(path, sr.astype(np.float32))
+    assert "analysed day" not in verification.forecast_cells([path], [lr], {"2023-08-12": own})
+    assert "no analysed day has the date of a forecast and a whole cell" in capsys.readouterr().out
+    for k in (1, 2):
+        own.drop_vars("time").to_dataset(name="tp").to_netcdf(tmp_path / f"2023_08_12_{k}.nc")
+    utils.write_json(tmp_path / "PreEval.json", [f"{tmp_path}/2023_08_12_{k}.nc" for k in (1, 2)])
+    info = {"files": {"eval": [{"path": f"{tmp_path}/2023_08_12_{k}.nc", "units": "mm"} for k in (1, 2)]}}
+    utils.write_json(tmp_path / "PreInfo.json", info)
+    assert verification.analysed_days(tmp_path) == {}
+    assert "several analysed days of 2023-08-12" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("wettest, short", [(19.0, True), (21.0, False), (np.nan, True)])
 @pytest.mark.filterwarnings("ignore:All-NaN")
 def test_short_accumulations_are_told_by_their_wettest_thousandth(wettest, short):
