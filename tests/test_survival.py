@@ -395,7 +395,7 @@ def small_disk(made, tmp_path):
     """The project on a disk of its own, of which `fill(free)` leaves so many bytes."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("a disk of its own needs root; test_over_a_quota does without")
 
     def fill(free):
@@ -434,7 +434,7 @@ def test_on_a_full_disk(small_disk, number):
         assert said is None or said.startswith("error: ") and "No space left" in said, said
         check_nothing_lost(before, small_disk.home)
     assert refused
-    small_disk.fill(30_000_000)
+    small_disk.fill(100_000_000)
     assert say(number, COMMANDS[number], small_disk.home) is None
 
 
