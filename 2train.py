@@ -44,7 +44,12 @@ def parse_args(argv=None):
     add("--export", metavar="FILE", help="also write the generator alone, with averaged weights (a few MB)")
     add("--runs", metavar="DIR", default="runs", help="folder of TensorBoard events (default: %(default)s)")
     add = parser.add_argument_group(utils.LENGTH).add_argument
-    add("--max-minutes", type=float, metavar="X", help="end after this time; the number of steps is fitted to it")
+    add(
+        "--max-minutes",
+        type=utils.positive,
+        metavar="X",
+        help="end after this time; the number of steps is fitted to it",
+    )
     utils.add_settings(parser, TrainConfig)
     utils.add_settings(parser, GeneratorConfig, shown={"stage_blocks": "by their cost"})
     add = parser.add_argument_group("the machine").add_argument

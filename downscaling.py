@@ -140,8 +140,6 @@ class Model(NamedTuple):
 
 def load_model(args, split):
     """The Model that is given with --checkpoint, else the one in Data/SavedModels that fits the list best."""
-    import torch
-
     import models
 
     region = parse_region(args.region) if args.region else None
@@ -149,7 +147,7 @@ def load_model(args, split):
         path, state = utils.open_checkpoint(args.checkpoint)
     else:
         path, state = find_checkpoint(args.data_folder, split, region, command=_command(args, split))
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    device = models.find_device(args.device)
     for words in state.get("warnings", []):
         log(f"WARNING: {path}: {words}")
     with utils.reading(path):

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from utils import GeneratorConfig, prime_factors
+from utils import DataError, GeneratorConfig, prime_factors
 
 ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "leakyrelu": lambda: nn.LeakyReLU(0.2), "tanh": nn.Tanh}
 EMPTY = 1e-20  # mm: no logarithm of zero
@@ -36,9 +36,10 @@ VGG_FILE = "vgg19-dcbb9e9d.pth"
 
 # fmt: off
 __all__ = [
-    "ACTIVATIONS", "ADVERSARIAL_LOSSES", "CONTENT_LOSSES", "ConModel", "Discriminator", "Generator", "GeneratorConfig",
-    "OUTPUTS", "ResModel", "SRConModel", "SRResModel", "TRANSFORMS", "TruncatedVGG19", "conserve_mass", "content_loss",
-    "even_levels", "fair_crps", "generator_config", "gradient_penalty", "initialise_normal", "load_generator",
+    "ACTIVATIONS", "ADVERSARIAL_LOSSES", "CONTENT_LOSSES", "ConModel", "Discriminator", "Generator",
+    "GeneratorConfig", "OUTPUTS", "ResModel", "SRConModel", "SRResModel", "TRANSFORMS", "TruncatedVGG19",
+    "conserve_mass", "content_loss", "even_levels", "fair_crps", "find_device", "generator_config",
+    "gradient_penalty", "initialise_normal", "load_generator",
 ]
 # fmt: on
 
@@ -331,6 +332,16 @@ def load_generator(state, device="cpu"):
     generator = Generator(generator_config(state))
     generator.load_state_dict(state["ema"]["weights"])
     return generator.to(device).eval()
+
+
+def find_device(choice):
+    """The device, cpu or cuda, that --device auto, cpu or cuda stands for on this machine.
+
+    Raises: DataError: cuda, where there is no GPU that PyTorch can use.
+    """
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise DataError("--device cuda: PyTorch finds no GPU here; expected one, or --device cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if choice == "auto" else choice
 
 
 def generator_config(state):

@@ -57,6 +57,8 @@ def train_model(config, path, args, group, clock):
     dataset = datasets.SRDataset(args.data_folder, "train", **asdict(config))
     state = open_state(config, path, args, group, dataset)
     loader, validator = WindowLoader(state, dataset), Validator(state, dataset)
+    loader.prepare(state.step).result()  # refuses where the data have no such window, before anything is moved away
+    make_room(state, path, args)
     announce(state, dataset, path)
     board = Board(Path(args.runs) / path.stem, state) if group.rank == 0 else None
     threads = Threads(args.threads, "step", measure=group.size == 1 and group.device.type == "cpu")
@@ -110,7 +112,7 @@ class Group:
         self.rank, self.size, self.local = (
             int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
         )
-        cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        cuda = models.find_device(device) == "cuda"
         self.device = torch.device("cuda", self.local) if cuda else torch.device("cpu")
         if self.size > 1 and not dist.is_initialized():
             for number in SIGNALS:
@@ -137,8 +139,9 @@ class Group:
         return first, count * (self.rank + 1) // self.size - first
 
     def close(self):
-        """Leave the group of processes."""
+        """Leave the group of processes, all at the same time: gloo may abort one whose partner is still busy."""
         if self.size > 1:
+            dist.barrier()
             dist.destroy_process_group()
 
     def _reduce(self, flat, kind):
@@ -200,6 +203,8 @@ def choose_settings(args, config, dataset):
     train = TrainConfig(**{**recipe, **given(args, TrainConfig)})
     network = {"conserve": config.target != "paired", **network, **given(args, GeneratorConfig)}
     shape = GeneratorConfig(scale=config.scale, **{**network, "position_channels": 0})  # refused before work is done
+    if "window" not in given(args, TrainConfig) and not network.get("position_channels"):
+        train = replace(train, window=fitting_window(train, config, dataset))
     if not shape.noise_channels:
         train = replace(train, members=1)  # without noise all members are the same
     if network.get("position_channels"):
@@ -211,6 +216,30 @@ def choose_settings(args, config, dataset):
         fitted = models.TRANSFORMS[shape.transform].fit(rain[np.isfinite(rain)])
         shape = replace(shape, transform_parameters=fitted)
     return train, shape
+
+
+def fitting_window(train, config, dataset):
+    """The default window, or the largest smaller one that the region and the gaps of the data leave room for.
+
+    Raises: DataError: not even a window of one crop has room.
+    """
+    refusal = None
+    for window in (train.window, (2, 5), (2, 4), (2, 3), (1, 2), (1, 1)):
+        crop, sides = window_sides(replace(train, window=window), config)
+        widest = {"sides": sides and (sides[1],) * 2, "crop": crop, "valid_share": train.valid_share}
+        try:
+            for part in ("train", "valid") if train.valid_share else ("train",):
+                datasets.Windows(dataset, part=part, seed=train.seed, **widest).batch(0, 1)
+        except DataError as error:
+            refusal = refusal or error  # that of the largest window
+            continue
+        if window != train.window:
+            log(
+                f"--window {window[0]} {window[1]}: gaps or edges of the data leave no room for the default, "
+                f"{train.window[0]} {train.window[1]}"
+            )
+        return window
+    raise refusal
 
 
 def resumed_settings(path, kept, args, config):
@@ -290,6 +319,7 @@ class State:
         self.data_folder = args.data_folder
         self.saved, self.bytes = None, 0  # (step, calibrated) of the last checkpoint; sent to other processes
         self.region_cells = None  # of a generator that is tied to one region
+        self.opened = None  # the file it was resumed from
         if args.compile:  # not the trunk: the layout of its edges' gradients is not the compiler's (torch 2.14)
             self.generator.net.stages = torch.compile(self.generator.net.stages)
 
@@ -325,8 +355,8 @@ class State:
         words, ratio = [], self.scores.get("ratio", 0.0)
         if self.step < max(FEW, self.whole_steps / 4):
             words.append(
-                f"trained for only {self.step} steps (the full schedule has {self.whole_steps}, and fewer than {FEW} "
-                "teach little): its detail is not to be relied on; train longer, with --resume or more --max-minutes"
+                f"trained for only {self.step} of {self.whole_steps} steps (fewer than {FEW} are too few to learn "
+                "from): its detail is not to be relied on; train longer, with --resume or more --max-minutes"
             )
         if not ratio < 1 and not self.interpolated:
             words.append(
@@ -402,13 +432,12 @@ class State:
 
 
 def open_state(config, path, args, group, dataset):
-    """A new State, or with --resume that of the checkpoint at `path`; an earlier checkpoint of a new run is moved away.
+    """A new State, or with --resume that of the checkpoint at `path` (or of the one before it, where it is damaged).
 
     Raises: DataError: settings or checkpoint do not fit.
     """
-    earlier = [utils.previous_checkpoint(path), path]
     found = kept = None
-    if args.resume and any(map(Path.exists, earlier)):
+    if args.resume and (path.exists() or utils.previous_checkpoint(path).exists()):
         found, kept = args.opened or utils.open_checkpoint(path)
         settings = resumed_settings(found, kept, args, config)
     else:
@@ -428,11 +457,17 @@ def open_state(config, path, args, group, dataset):
         log(f"{found}: going on from step {state.step} of {state.steps}")
     else:
         state.planned = args.max_minutes is None or hasattr(args, "content_steps")
-    if group.rank == 0 and found != path:
-        if not kept:
-            say_discarded(path, args, group)
-        utils.set_aside([path] if kept else earlier)  # a damaged one must not become the one before the next
+    state.opened = found
     return state
+
+
+def make_room(state, path, args):
+    """Move an earlier checkpoint away: that of another run, or a damaged one, which must not become `.previous`."""
+    if state.group.rank or state.opened == path:
+        return
+    if state.opened is None:
+        say_discarded(path, args, state.group)
+    utils.set_aside([utils.previous_checkpoint(path), path] if state.opened is None else [path])
 
 
 def say_discarded(path, args, group):
@@ -518,10 +553,9 @@ class CollapseGuard:
 # ---------------------------------------------------------------- windows
 
 
-def window_sides(state):
+def window_sides(train, config):
     """Sides in LR cells: (of the crop that is made, (smallest, largest) of what is seen; None: the whole region)."""
-    train = state.train
-    crop = train.crop and max(1, round(train.crop / state.config.scale))
+    crop = train.crop and max(1, round(train.crop / config.scale))
     return crop, tuple(side * max(crop, 1) for side in train.window) or None
 
 
@@ -529,7 +563,7 @@ class WindowLoader:
     """Cuts the training windows of the next step in another thread while the networks work on this one."""
 
     def __init__(self, state, dataset):
-        train, (crop, sides) = state.train, window_sides(state)
+        train, (crop, sides) = state.train, window_sides(state.train, state.config)
         turn = not state.shape.position_channels  # a fixed region keeps its north
         self.windows = datasets.Windows(
             dataset,
@@ -739,7 +773,7 @@ class Validator:
     """Scores a generator on windows of held-out days, or of the held-out columns of a short list."""
 
     def __init__(self, state, dataset):
-        train, (crop, sides) = state.train, window_sides(state)
+        train, (crop, sides) = state.train, window_sides(state.train, state.config)
         part = "valid" if train.valid_share else "train"
         common = {  # whole windows' worth of crops, as they are
             "sides": (sides[1],) * 2 if sides else None,
@@ -888,7 +922,9 @@ class Board:
     def __init__(self, folder, state):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(folder)
+        self.folder = folder
+        with self._named():
+            self.writer = SummaryWriter(folder)
         rows = "".join(f"| {name} | {value} |\n" for name, value in settings_of(state).items())
         self.writer.add_text("settings", f"| setting | value |\n| --- | --- |\n{rows}", state.step)
 
@@ -901,20 +937,37 @@ class Board:
         values["learning_rate"] = state.opt_g.param_groups[0]["lr"]
         words = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
         log(f"step {state.step}/{state.steps}  {clock.elapsed:.1f} min  {words}")
+        with self._named():
+            self._draw(values, scores, shown, state.step)
+
+    def _draw(self, values, scores, shown, step):
+        """Add a point to each curve and, after a validation, pictures of its first window."""
         for name, value in values.items():
-            self.writer.add_scalar(name, value, state.step)
+            self.writer.add_scalar(name, value, step)
         if scores:
             import plots
 
             lr, hr, made, (r0, r1, c0, c1) = shown
             lr, hr, made = (field.cpu().numpy() for field in (lr[0, 0, r0:r1, c0:c1], hr[0, 0], made[:, 0, 0]))
-            self.writer.add_figure("valid/maps", plots.plot_windows(lr, hr, made), state.step)
+            self.writer.add_figure("valid/maps", plots.plot_windows(lr, hr, made), step)
             figure = plots.plot_qq(hr, made, caption="one held-out window")
-            self.writer.add_figure("valid/qq", figure, state.step)
+            self.writer.add_figure("valid/qq", figure, step)
         self.writer.flush()  # a short run has its curves too
 
     def close(self):
-        self.writer.close()
+        with self._named():
+            self.writer.close()
+
+    @contextlib.contextmanager
+    def _named(self):
+        """A disk that takes no more becomes an error that names the folder."""
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"{self.folder}: TensorBoard events cannot be written ({error.strerror or error}); make room, or name "
+                "another folder with --runs"
+            ) from None
 
 
 def finish(state, path, export):

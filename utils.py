@@ -38,9 +38,9 @@ __all__ = [
     "AverageMeter", "Damaged", "DataError", "GeneratorConfig", "NetCDFWriter", "TrainConfig", "add_data_arguments",
     "add_settings", "adjust_learning_rate", "check_settings", "choose_outputs", "clip_gradient",
     "create_data_lists", "default_checkpoint", "digest", "digest_of", "field_times", "given", "load_checkpoint",
-    "log", "netcdf_files", "open_checkpoint", "option", "part_of", "previous_checkpoint", "progress", "read_info",
-    "read_list", "read_output", "reading", "run_stage", "save_checkpoint", "set_aside", "when", "whole_file",
-    "whole_number", "write_field", "write_json", "write_lists", "writing",
+    "log", "netcdf_files", "open_checkpoint", "option", "part_of", "positive", "previous_checkpoint", "progress",
+    "read_info", "read_list", "read_output", "reading", "run_stage", "save_checkpoint", "set_aside", "when",
+    "whole_file", "whole_number", "write_field", "write_json", "write_lists", "writing",
 ]
 # fmt: on
 
@@ -937,6 +937,17 @@ def whole_number(text, low=1, high=None):
             f"{text!r}: expected a whole number of {low} " + ("or more" if high is None else f"to {high}")
         )
     return int(text)
+
+
+def positive(text):
+    """argparse type: a finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < MANY:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
+    return number
 
 
 def digest_of(*words):

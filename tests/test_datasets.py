@@ -133,7 +133,7 @@ def test_the_suggested_region_works_when_typed(step, lr_step, shifts, target):
         if "the nearest that does: --region" not in str(error):
             assert "not inside the file" in str(error) or "takes files" in str(error)
             return
-        suggestion = tuple(map(float, str(error).rsplit("--region ", 1)[1].split()))
+        suggestion = str(error).split("the nearest that does: --region ")[1].removesuffix(", or --region all").split()
         cells = datasets.plan_pairs(grid, replace(config, region=suggestion)).lr
     assert cells.step == Fraction(str(lr_step)) and cells.rows and cells.cols and grid.holds(cells)
 

@@ -174,7 +174,7 @@ def test_checkpoints_are_plain_and_the_export_is_small_and_serves_stages_3_and_4
 def test_a_new_run_moves_the_old_checkpoint_aside(home, tmp_path, unbroken):
     path = tmp_path / "old.pth"
     shutil.copy(unbroken, path)
-    run(2, *TRAIN, "--checkpoint", path, "--max-minutes", 0)
+    run(2, *TRAIN, "--checkpoint", path, "--max-minutes", 1e-9)
     (moved,) = (home.home / "Data/DataResults/Historical_Records").glob("*/old.pth")
     same(moved, unbroken)
     shutil.rmtree(moved.parent)
@@ -195,10 +195,11 @@ def test_two_models_need_two_checkpoints_and_other_targets_a_step(home, tmp_path
 
 SENSELESS = """--batch 0|--window 5|--window 5 4|--window 0 4|--content magic|--transform magic|--channels 0
 --stage-blocks 1|--epoch-steps 0|--valid-windows 0|--valid-share 1.5|--content-steps -1|--seed -1|--recipe magic
---learning-rate -1|--learning-rate nan|--crop -1|--lr-step 0.35|--lr-step inf|--units inch
---init gone.pth|--export day.nc|--checkpoint day.nc|--recipe srgan --vgg-weights gone.pth""".replace("\n", "|").split(
-    "|"
-)
+--learning-rate -1|--max-minutes 0|--max-minutes nan|--max-minutes soon|--learning-rate nan|--crop -1
+--lr-step 0.35|--lr-step inf|--units inch|--device cuda|--init gone.pth|--export day.nc|--checkpoint day.nc
+--recipe srgan --vgg-weights gone.pth""".replace("\n", "|").split("|")
+if torch.cuda.is_available():
+    SENSELESS.remove("--device cuda")
 
 
 @pytest.mark.parametrize("option", SENSELESS)
@@ -419,7 +420,7 @@ def test_a_model_that_is_no_model_is_warned_of():
     warnings = training.State.warnings
     assert warnings(standing(interpolated=False)) == [] == warnings(standing(interpolated=False, scores={}, step=300))
     (words,) = warnings(standing(interpolated=False, step=28))
-    assert "only 28 steps" in words and "1200" in words and "--max-minutes" in words
+    assert "only 28 of 1200 steps" in words and "1200" in words and "--max-minutes" in words
     assert warnings(standing(interpolated=False, step=299, whole_steps=1200))
     for ratio in (1.07, 1.0, float("nan")):
         (words,) = warnings(standing(interpolated=False, scores={"ratio": ratio}))
@@ -565,7 +566,7 @@ def test_an_interrupt_of_the_first_of_several_models_names_the_command_for_all(c
 def test_a_new_run_says_what_it_discards_before_it_does(copied, capsys, unbroken):
     path = copied / "old.pth"
     shutil.copy(unbroken, path)
-    run(2, *TRAIN, "--checkpoint", path, "--max-minutes", 0)
+    run(2, *TRAIN, "--checkpoint", path, "--max-minutes", 1e-9)
     words = capsys.readouterr().out
     told = words.index(f"{path}: a model of ")
     assert "at step 7" in words[told:] and told < words.index("moved 1 earlier results")
