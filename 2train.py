@@ -121,9 +121,8 @@ def main(argv=None):
             command = command_to_resume(args, path, group, several=ended and k + 1 < len(plans))
             log(f"ended by {reason}; go on with: {command}")
         if ended:
-            return 128 + ended
-    group.close()
-    return 0
+            return group.end(128 + ended)
+    return group.end(0)
 
 
 if __name__ == "__main__":
