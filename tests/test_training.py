@@ -13,7 +13,7 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, TRAIN, outputs, run, run3, said, same, stage, tensors
+from conftest import ROOT, TINY, TRAIN, nodes, outputs, rain, run, run3, said, same, stage, tensors, write_nc
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import models
@@ -571,3 +571,22 @@ def test_a_new_run_says_what_it_discards_before_it_does(copied, capsys, unbroken
     told = words.index(f"{path}: a model of ")
     assert "at step 7" in words[told:] and told < words.index("moved 1 earlier results")
     assert re.search(r"of 20\d\d-\d\d-\d\d \d\d:\d\d", words) and f"--resume --checkpoint {path}" in words
+
+
+@pytest.mark.parametrize(("every", "window"), [(45, "--window 2 4"), (8, None)])
+def test_windows_fit_between_gaps_and_nothing_is_moved_where_none_does(workdir, monkeypatch, capsys, every, window):
+    """Rain of 9 x 9 LR cells with missing rows and columns: 44 or 7 pixels between them, 10 pixels an LR cell."""
+    for day in (1, 2):
+        values = rain((90, 90), day)
+        values[::every], values[:, ::every] = np.nan, np.nan
+        write_nc(f"hr/2023_08_0{day}.nc", values, nodes(23.55, 32.45, 0.1)[::-1], nodes(103.55, 112.45, 0.1))
+    run(1, "--train-folders", "hr", "--output-folder", "lists", "--units", "mm")
+    typed = ["--data-folder", "lists", "--target", "coarsen", "--lr-step", 1, "--region", "all", *TINY]
+    del typed[typed.index("--window") : typed.index("--window") + 3]
+    (workdir / "a.pth").write_text("an earlier model")
+    said_last = said(2, [*typed, "--valid-share", 0, "--checkpoint", "a.pth"], monkeypatch)
+    if window:
+        assert said_last in (None, 0) and window in capsys.readouterr().out
+        assert tuple(utils.load_checkpoint("a.pth")["train_config"]["window"]) == (2, 4)
+    else:
+        assert "without missing pixels" in said_last and (workdir / "a.pth").read_text() == "an earlier model"
