@@ -430,7 +430,7 @@ def test_a_model_that_is_no_model_is_warned_of():
 
 def test_warnings_are_said_at_the_end_kept_and_said_again_where_the_model_is_used(home, tmp_path, capsys, unbroken):
     kept = [utils.load_checkpoint(unbroken.with_name(name))["warnings"] for name in ("a.pth", "export.pth")]
-    assert kept[0] == kept[1] and "only 7 steps" in kept[0][0]
+    assert kept[0] == kept[1] and "only 7 of 7 steps" in kept[0][0]
     run(2, *TRAIN, "--checkpoint", tmp_path / "w.pth")
     assert f"WARNING: {tmp_path}/w.pth: {kept[0][0]}" in capsys.readouterr().out
     run3("--checkpoint", unbroken.with_name("export.pth"), "--out", tmp_path / "out")
