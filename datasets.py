@@ -29,7 +29,7 @@ from utils import DataError, option
 TARGETS = ("interpolate", "coarsen", "paired")
 SPLITS = ("train", "eval", "obj")
 LR_STEPS = {"train": 1.0, "eval": 1.0, "obj": 0.4}  # degrees; default cell size of the files of each list
-READER_VERSION = 2  # raise when the reader's result changes: old caches are then rebuilt
+READER_VERSION = 3  # raise when the reader's result changes: old caches are then rebuilt
 YOUR_DATA = "your data"  # heading of these settings in --help
 
 # fmt: off

@@ -10,8 +10,10 @@ A value is the mean of the square cell around its node. Grids are kept as exact 
 only in coordinates. xarray and cftime are imported where files are opened, so that --help of a stage answers at once.
 """
 
+import math
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property, lru_cache
@@ -20,21 +22,42 @@ from pathlib import Path
 import numpy as np
 
 import utils
-from utils import DataError
+from metadata import (
+    AMOUNTS,
+    AS_STORED,
+    NOTHING,
+    RAIN,
+    UNITS,
+    dates,
+    name_times,
+    other_quantity,
+    own_units,
+    period_of,
+    refuse_other,
+    said,
+    seconds_of,
+    shown,
+    text_of,
+    time_bounds,
+    time_roles,
+    unit_factor,
+)
+from utils import DataError, when
 
 RAIN_NAMES = ("tp", "pr", "prcp", "precip", "precipitation", "tp_sum")
+MORE_NAMES = ("precipitationcal", "tot_prec", "apcp", "apcp_surface", "rr", "pre", "prec", "ppt", "rain", "rainfall")
 LAT_NAMES, LON_NAMES = ("lat", "latitude", "y"), ("lon", "longitude", "x")
 JUMP = 20.0  # ratio of neighbouring maxima of files without units: above it metres stand beside millimetres
 PACKING_NOISE = -0.1  # mm; values from here to 0 come from packing and become 0, lower ones are an error
 MAX_DAILY = 2000.0  # mm; the record for one day is 1825 mm (Foc-Foc, La Reunion, 1966)
 SINGLE = 4e-5  # degrees; rounding error of a float32 coordinate near 360
 MAX_CELLS = 1_000_000_000  # the whole globe at 0.01 degree holds 648 million; a damaged header claims more
-AS_STORED = "as stored"  # stands for units not decided yet: the values are kept as the file stores them
-AMOUNTS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "kg m-2": 1.0}  # to mm
-RATES = {"kg m-2 s-1": 1.0, "mm s-1": 1.0, "mm h-1": 1 / 3600, "mm day-1": 1 / 86400, "m s-1": 1000.0}  # to mm / s
-UNITS = (*AMOUNTS, *RATES)
+MAKE_DAYS = "python 1create_data_lists.py --make-days"  # the command that turns files of many times into days
 
-__all__ = ["UNITS", "Grid", "canonical", "grid_of", "inspect_files", "ratio", "read_field", "stamp"]
+__all__ = [
+    *("MAKE_DAYS", "UNITS", "Grid", "canonical", "choose", "grid_of", "inspect_files", "opened", "ratio"),
+    *("read_field", "stamp", "to_mm"),
+]
 
 
 # ---------------------------------------------------------------- the one reader
@@ -49,40 +72,46 @@ def read_field(path, units=None):
         NaN = missing; scalar coordinates `time` and, for forecasts, `forecast_reference_time`; attribute `source`.
     Raises: DataError: names the file, what was found, what was expected and what to do.
     """
-    with _open(path) as dataset:
-        return canonical(_pick(dataset, path), path, units, dataset)
+    with opened(path) as dataset:
+        return canonical(_load(dataset, path), path, units, dataset)
 
 
 def canonical(field, path=None, units=None, dataset=None, undecided=None):
     """Convert one DataArray to the form that read_field returns.
 
     Args: field: precipitation in any layout. path: its name gives the date where there is no time coordinate.
-        units: as in read_field. dataset: its variables hold the time bounds. undecided: units to take where neither
-        `units` nor an attribute gives them; None: decide them from the values.
+        units: as in read_field. dataset: its variables hold the bounds of time and cells. undecided: units to take
+        where neither `units` nor an attribute gives them; None: decide them from the values.
     Raises: DataError: as read_field.
     """
     import xarray as xr
 
     name = str(path) if path else "the field"
     try:
-        time, reference = _field_times(field, path)
-        values, lats, lons = _lay_out(field)
-        units = units or _own_units(field) or undecided or decide_units([_summary(values)])
-        if units not in (*UNITS, AS_STORED):
-            raise DataError(f"units {units!r} (of PreInfo.json?): expected one of {', '.join(UNITS)}")
-        values = _to_mm(values, units, dataset, path).astype("float32")
+        refuse_other(field)
+        values, lats, lons = _lay_out(field, dataset)
+        bounds = time_bounds(field, dataset)
+        time, reference = _field_times(field, path, bounds)
+        own = own_units(field, overridden=units)
+        units = units or own or undecided or decide_units([_summary(values)])
+        if units != AS_STORED and not unit_factor(units):
+            raise DataError(f"units {shown(units)!r} (of PreInfo.json?): expected one of {', '.join(UNITS)}")
+        hours, said_by = period_of(field, units, bounds, path)
+        values = to_mm(values, units, hours).astype("float32")
         grid = Grid.from_centres(lats, lons)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
     times = {"time": time, "forecast_reference_time": reference}
     coords = {key: np.datetime64(value, "ns") for key, value in times.items() if value is not None}
     attrs = {"units": "mm", "units_in_file": units, "source": Path(path).name if path else "memory"}
+    if hours:
+        attrs |= {"period_hours": round(hours, 4), "period_from": said_by}
     if dataset is not None and "archive" in dataset.attrs:
-        attrs["archive"] = str(dataset.attrs["archive"])
+        attrs["archive"] = shown(dataset.attrs["archive"])
     return xr.DataArray(values, {"lat": grid.lat, "lon": grid.lon, **coords}, ("lat", "lon"), "tp", attrs)
 
 
-def _open(path):
+def opened(path):
     """The file as an xarray Dataset, nothing decoded but packing and missing values."""
     path = Path(path)
     if not path.exists():
@@ -110,9 +139,25 @@ def _open_options():
     return {"decode_times": False, "cache": False, **without_index}
 
 
+KINDS = {  # how files of other kinds begin, and what turns them into NetCDF
+    b"GRIB": "it is GRIB: convert it with cdo -f nc4 copy IN OUT",
+    b"PK\x03\x04": "it is a ZIP archive, as the CDS packs several kinds of variables: unzip it",
+    b"\x1f\x8b": "it is compressed: gunzip it",
+    b"\x0e\x03\x13\x01": "it is HDF4: convert it with ncl_convert2nc or h4toh5",
+    b"<": "it is a web page: the download failed, or needs a login",
+    b"{": "it is text: the download failed, or needs a login",
+}
+
+
 def _damaged(path, error):
     """The DataError for a file that the NetCDF library cannot read."""
-    words = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    words = shown((str(error).splitlines() or [type(error).__name__])[0])
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(8)
+    except OSError:
+        start = b""
+    words = next((kind for magic, kind in KINDS.items() if start.lstrip().startswith(magic)), words)
     if "\\" in str(path):
         words = "its name holds a backslash, which the NetCDF library does not open: rename it"
     if str(path).encode("utf-8", "replace") != os.fsencode(path):
@@ -120,83 +165,163 @@ def _damaged(path, error):
     return DataError(f"{path}: cannot be read as NetCDF ({words}); is it complete? try ncdump, or fetch it again")
 
 
-def _axis(field, names, standard, direction):
-    """The dimension of `field` that is latitude (or longitude), found by its name or its CF attributes; None if absent.
+# ---------------------------------------------------------------- which variable
 
-    A dimension whose attributes name something else (a projection, a rotated pole, the other axis, radians) is not
-    taken, whatever its name.
+
+def choose(dataset, path):
+    """The precipitation variable of a dataset, not yet read: by its name, else the only field that speaks of rain.
+
+    Raises: DataError: none or several, one that speaks of something else, a grid that is not of latitude and
+        longitude, or an output of stages 3 and 4.
     """
-    compass = ("north", "n") if direction == "Y" else ("east", "e")
+    if {"checkpoint", "request"} <= set(dataset.attrs):
+        raise DataError(
+            f"{path}: made by stage 3 or 4 with {shown(dataset.attrs['checkpoint'])}; expected days or forecasts to "
+            "work on: keep results (--out) and inputs in folders of their own"
+        )
+    for names in (RAIN_NAMES, MORE_NAMES):
+        found = [name for name in dataset.data_vars if str(name).lower() in names]
+        if found:
+            break
+    else:
+        fields = [n for n, var in dataset.data_vars.items() if var.dtype.kind in "fiu" and None not in _axes(var)]
+        fields = fields or [name for name, var in dataset.data_vars.items() if var.ndim > 1]
+        found = [name for name in fields if RAIN.search(said(dataset[name]))]
+        whole = [name for name in found if not other_quantity(dataset[name])]
+        found = whole if len(found) > 1 else found  # of the total and its parts the total
+    if len(found) == 1:
+        field = dataset[found[0]]
+        try:
+            refuse_other(field)
+            _refuse_mapping(field, dataset)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+        return field
+    raise DataError(
+        f"{path}: {'several' if found else 'no'} precipitation fields: found {_contents(dataset)}; expected one of "
+        f"{', '.join(RAIN_NAMES)}, or a single variable on (lat, lon) whose name or long_name speaks of rain; if one "
+        "is the rain, rename it: cdo -setname,tp -selname,NAME IN OUT"
+    )
+
+
+def _contents(dataset):
+    """The variables of a dataset in words."""
+    if not dataset.data_vars:
+        return "no variable (groups are not read: ncks -G : -g GROUP IN OUT lifts one out)"
+    words = [f"{name}{tuple(v.dims)} {v.attrs.get('long_name', '')}".strip() for name, v in dataset.data_vars.items()]
+    return ", ".join(shown(word) for word in words[:6]) + (f" and {len(words) - 6} more" if len(words) > 6 else "")
+
+
+def _load(dataset, path):
+    """`choose`, in memory.
+
+    Raises: DataError: many fields in one, too many cells, damage, or as `choose`.
+    """
+    field = choose(dataset, path)
+    try:
+        _dimensions(field, dataset)  # many times are told before anything is read
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    if field.size > MAX_CELLS:
+        raise DataError(f"{path}: {field.name} has {dict(field.sizes)}; expected one day, at most {MAX_CELLS:g} cells")
+    try:  # damage inside a file shows only when its values are read
+        return field.load()
+    except Exception as error:
+        raise _damaged(path, error) from None
+
+
+# ---------------------------------------------------------------- layout
+
+
+def _axis(field, names, standard, direction):
+    """The dimension of `field` that is latitude (or longitude), by its CF attributes, else by its name; None if absent.
+
+    A dimension whose attributes name something else (a projection, a rotated pole, the other axis, radians, an index)
+    is not taken, whatever its name.
+    """
+    compass, weak = ("north", "n") if direction == "Y" else ("east", "e"), None
     own = {f"{degree}_{d}" for degree in ("degree", "degrees") for d in compass}
+    own |= {f"{degree}{d.upper()}".lower() for degree in ("degree", "degrees") for d in compass}
+    other = "longitude" if direction == "Y" else "latitude"
+    coords = field.coords.variables
     for dim in field.dims:
-        attrs = field[dim].attrs if dim in field.coords else {}
-        said = {key: str(attrs.get(key, "")).strip().lower() for key in ("standard_name", "axis", "units")}
+        attrs = coords[dim].attrs if dim in coords else {}
+        said = {key: str(attrs.get(key, "")).strip().lower() for key in ("standard_name", "axis", "units", "long_name")}
         if (
-            said["standard_name"] not in ("", standard)
+            said["standard_name"] not in (*NOTHING, standard)
             or said["axis"] not in ("", direction.lower())
-            or said["units"] not in ("", "degree", "degrees", *own)
+            or said["units"] not in (*NOTHING, "degree", "degrees", *own)
+            or re.search(f"{other}|projection|rotated|index|grid_", said["long_name"])
         ):
             continue
-        if dim.lower() in names or said["standard_name"] == standard or said["axis"] or said["units"] in own:
+        if said["standard_name"] == standard or said["axis"] or said["units"] in own:
             return dim
-    return None
+        if str(dim).lower() in names:
+            weak = dim
+    return weak
 
 
 def _axes(field):
     return _axis(field, LAT_NAMES, "latitude", "Y"), _axis(field, LON_NAMES, "longitude", "X")
 
 
-def _pick(dataset, path):
-    """The precipitation variable of a dataset, in memory: one of RAIN_NAMES, else the only field on (lat, lon).
-
-    Raises: DataError: none or several, a projected grid, too many cells, or an output of stages 3 and 4.
-    """
-    if {"checkpoint", "request"} <= set(dataset.attrs):
-        raise DataError(
-            f"{path}: made by stage 3 or 4 with {dataset.attrs['checkpoint']}; expected days or forecasts to work on: "
-            "keep results (--out) and inputs in folders of their own"
-        )
-    named = [name for name in dataset.data_vars if name.lower() in RAIN_NAMES]
-    fields = [name for name, var in dataset.data_vars.items() if None not in _axes(var) and var.dtype.kind in "fiu"]
-    found = named or fields
-    if len(found) == 1:
-        field = dataset[found[0]]
-        mapping = field.attrs.get("grid_mapping", field.encoding.get("grid_mapping"))
-        kind = dataset[mapping].attrs.get("grid_mapping_name") if mapping in dataset.variables else None
+def _refuse_mapping(field, dataset):
+    """Raise DataError where the file describes another map projection than latitude and longitude."""
+    name = field.attrs.get("grid_mapping", field.encoding.get("grid_mapping"))
+    others = [n for n, v in dataset.variables.items() if isinstance(v.attrs.get("grid_mapping_name"), str)]
+    said = [dim for dim in _axes(field) if dim in field.coords and field.coords.variables[dim].attrs]
+    names = [name] if isinstance(name, str) and name in dataset.variables else others if len(said) < 2 else []
+    for name in names:
+        kind = dataset.variables[name].attrs.get("grid_mapping_name")
         if kind not in (None, "latitude_longitude"):
             raise DataError(
-                f"{path}: {found[0]} is on a grid of mapping {kind}; expected latitude and longitude: regrid it, for "
-                "example with cdo remapbil"
+                f"{field.name} is on a grid of mapping {shown(kind)}; expected latitude and longitude: "
+                f"{_regrid(dataset)}"
             )
-        if field.size > MAX_CELLS:
-            raise DataError(
-                f"{path}: {found[0]} has {dict(field.sizes)}; expected one day, at most {MAX_CELLS:g} cells"
-            )
-        try:  # damage inside a file shows only when its values are read
-            return field.load()
-        except Exception as error:
-            raise _damaged(path, error) from None
-    there = (
-        ", ".join(f"{name}{tuple(var.dims)}" for name, var in dataset.data_vars.items())
-        or "no variable (groups are not read)"
-    )
-    raise DataError(
-        f"{path}: {'several' if found else 'no'} precipitation fields: found {there}; expected one of "
-        f"{', '.join(RAIN_NAMES)}, or a single variable on (lat, lon); rename it, for example with ncrename or "
-        "cdo -setname,tp"
+
+
+def _plane(dataset, names, unit):
+    """The values of a latitude (or longitude) that is given for each cell of two dimensions; None where none is."""
+    for name, variable in () if dataset is None else dataset.variables.items():
+        attrs = {key: str(variable.attrs.get(key, "")).lower() for key in ("standard_name", "units")}
+        own = attrs["units"].startswith(unit) or attrs["standard_name"] == names[1]
+        named = re.fullmatch(rf"x?{names[0]}(itude)?(_?[m0-9])?", str(name).lower())
+        if (own or named) and sum(size > 1 for size in variable.shape) == 2 and variable.dtype.kind in "fiu":
+            return np.asarray(variable.values, "float64")
+    return None
+
+
+def _regrid(dataset):
+    """The command that brings a file to a regular grid of latitude and longitude, in one line."""
+    lat, lon = _plane(dataset, LAT_NAMES, "degrees_n"), _plane(dataset, LON_NAMES, "degrees_e")
+    if lat is None or lon is None or not (np.isfinite(lat).all() and np.isfinite(lon).all()):
+        return "regrid it first, for example with cdo remapcon,r3600x1800 IN OUT (the globe at 0.1 degree)"
+    south, north, west, east = (float(v) for v in (lat.min(), lat.max(), lon.min(), lon.max()))
+    middle = math.cos(math.radians((south + north) / 2))
+    step = float(f"{math.sqrt((north - south) * (east - west) / lat.size) * min(1, middle + 0.3):.1g}") or 1.0
+    first = [math.ceil(v / step) * step + step / 2 for v in (west, south)]
+    size = [max(2, int((end - begin) / step)) for begin, end in zip(first, (east, north), strict=True)]
+    grid = f"gridtype=lonlat\\nxsize={size[0]}\\nysize={size[1]}\\nxfirst={first[0]:.6g}\\nxinc={step:g}"
+    return (
+        f"regrid it first: printf '{grid}\\nyfirst={first[1]:.6g}\\nyinc={step:g}\\n' > grid.txt; cdo "
+        "remapcon,grid.txt IN OUT (remapbil where it asks for corners of cells)"
     )
 
 
-def _lay_out(field):
+def _lay_out(field, dataset=None):
     """Turn a field north up and west to east: (values (lat, lon), latitudes, longitudes in [-180, 180)), float64.
+
+    The nodes are the middles of the cells that lat and lon bounds give, where there are any.
 
     Raises: DataError: dimensions other than latitude and longitude, or nodes that are not ordered degrees.
     """
-    lat, lon, extra = _dimensions(field)
-    lats, lons = (np.asarray(field[dim].values, "float64") for dim in (lat, lon))
+    lat, lon, extra = _dimensions(field, dataset)
+    lats, lons = (np.asarray(field.coords.variables[dim].values, "float64") for dim in (lat, lon))
     for name, nodes, limit in (("latitude", lats, 90), ("longitude", lons, 360)):
         if not np.isfinite(nodes).all() or np.abs(nodes).max(initial=0) > limit + 1e-4:
             raise DataError(f"{name} holds values that are no {name}s (limit {limit}); expected degrees")
+    if dataset is not None:
+        lats, lons = _middles(lats, lat, dataset), _middles(lons, lon, dataset)
     values = np.asarray(field.variable.transpose(*extra, lat, lon).values, "float64").reshape(len(lats), len(lons))
     lons = np.where(lons >= 180 - 1e-6, lons - 360, np.where(lons < -180 - 1e-6, lons + 360, lons))
     rows, cols = np.argsort(-lats, kind="stable"), np.argsort(lons, kind="stable")
@@ -212,7 +337,37 @@ def _lay_out(field):
     return values, lats, lons
 
 
-def _dimensions(field):
+def _middles(nodes, dim, dataset):
+    """The middles of the cells that a coordinate's bounds give; the nodes themselves where it has no bounds.
+
+    A half cell that ends at a pole keeps its node.
+
+    Raises: DataError: bounds that are missing, of uneven size, or away from their nodes.
+    """
+    variables = dataset.variables
+    said = variables[dim].attrs.get("bounds") if dim in variables else None
+    names = (said, f"{dim}_bnds", f"{dim}_bounds", f"{str(dim)[:3]}_bnds", f"bounds_{dim}")
+    name = next((n for n in names if isinstance(n, str) and n in variables), None)
+    if name is None or len(nodes) < 2 or variables[name].shape != (len(nodes), 2):
+        return nodes
+    low, high = np.sort(np.asarray(variables[name].values, "float64"), axis=1).T
+    low, high = np.where(high - low > 180, high, low), np.where(high - low > 180, low + 360, high)
+    middles = nodes + ((low + high) / 2 - nodes + 180) % 360 - 180
+    step, width = float(np.median(np.abs(np.diff(nodes)))), high - low
+    slack = 1e-2 * step + SINGLE
+    polar = (np.abs(np.abs(nodes) - 90) < slack) & (np.maximum(np.abs(low), np.abs(high)) > 90 - slack)
+    fits = polar | (np.abs(width - step) < slack) & (np.abs(middles - nodes) < step / 2 + slack)
+    if not fits.all():
+        k = int(np.argmin(fits))
+        raise DataError(
+            f"{shown(name)} gives {low[k]:g} to {high[k]:g} for the node {nodes[k]:g} of {shown(dim)}, where nodes are "
+            f"{step:g} degree apart; expected cells that touch: take wrong bounds away, for example with ncks -x -v "
+            f"{shown(name)} IN OUT"
+        )
+    return nodes if (polar | (np.abs(middles - nodes) < slack)).all() else np.where(polar, nodes, middles)
+
+
+def _dimensions(field, dataset=None):
     """(latitude, longitude, the other dimensions, each of size 1) of a field, by name.
 
     Raises: DataError: no latitude or longitude with a coordinate of numbers, or several fields in one.
@@ -221,156 +376,131 @@ def _dimensions(field):
     if lat is None or lon is None or lat not in field.coords or lon not in field.coords:
         words = dict.fromkeys(field.dims, "no coordinate")
         for dim in words.keys() & field.coords.keys():
-            attrs = field[dim].attrs
+            attrs = field.coords.variables[dim].attrs
             words[dim] = " ".join(str(attrs[key]) for key in ("standard_name", "axis", "units") if key in attrs)
-        there = ", ".join(f"{dim} ({about})" for dim, about in words.items())
+        there = ", ".join(f"{shown(dim)} ({shown(about, 40)})" for dim, about in words.items())
         raise DataError(
             f"{field.name or 'field'} has dimensions {there or 'none'}; expected latitude and longitude in degrees, "
-            "each with a coordinate; regrid a projected file, for example with cdo remapbil"
+            f"each with a coordinate; {_regrid(dataset)}"
         )
-    for what in (field, field[lat], field[lon]):
+    for name, what in ((field.name, field), *((dim, field.coords.variables[dim]) for dim in (lat, lon))):
         if what.dtype.kind not in "fiu":
-            raise DataError(f"{what.name} holds {what.dtype}, expected numbers")
+            raise DataError(f"{name} holds {what.dtype}, expected numbers")
+    if (
+        not field.coords.variables[lat].attrs
+        and not field.coords.variables[lon].attrs
+        and (lat.lower(), lon.lower()) == ("y", "x")
+    ):
+        axes = [np.asarray(field.coords.variables[dim].values, "float64") for dim in (lat, lon)]
+        counted = all(np.array_equal(nodes - nodes[:1], np.arange(len(nodes))) and nodes[0] in (0, 1) for nodes in axes)
+        if counted or _plane(dataset, LAT_NAMES, "degrees_n") is not None:
+            raise DataError(
+                f"{field.name or 'field'} has dimensions y and x that count cells; expected latitude and longitude in "
+                f"degrees; {_regrid(dataset)}"
+            )
     extra = {dim: size for dim, size in field.sizes.items() if dim not in (lat, lon)}
     if any(size != 1 for size in extra.values()):
-        raise DataError(
-            f"{field.name or 'field'} has {extra}; expected one field a file: split it, for example with cdo splitsel,1"
-        )
+        raise DataError(_many(field, extra))
     return lat, lon, tuple(extra)
+
+
+def _many(field, extra):
+    """What to say of a file with several fields: how many, of what, from when to when, and the command that helps."""
+    name = field.name or "field"
+    roles = time_roles(field)
+    clock = next((dim for dim in extra if dim in roles and extra[dim] > 1), None)
+    for dim, size in extra.items():
+        if size > 1 and dim != clock and dim not in ("time", "step", "valid_time", "expver"):
+            inside = field.coords.variables[dim].values[:5] if dim in field.coords else range(size)
+            return (
+                f"{name} has {extra}: {size} fields along {shown(dim)} ({shown(', '.join(map(str, inside)), 40)}); "
+                f"expected one field a file: choose one with {MAKE_DAYS} FOLDER --member NUMBER"
+                if re.search("number|member|realization|ens", str(dim), re.I)
+                else f"{name} has {extra}: {size} fields along {shown(dim)}; expected one field a file: take one out, "
+                f"for example with ncks -d {shown(dim)},0 IN OUT"
+            )
+    span = ""
+    if clock and roles[clock] != "period":
+        try:
+            times = dates(field.coords.variables[clock], clock)
+            span = f", from {when(times[0])} to {when(times[-1])}"
+        except DataError:
+            pass
+    size = max(extra.values())
+    what = "versions (expver)" if clock is None and "expver" in extra else "times" if clock else "fields"
+    return f"{name} has {extra}: {size} {what}{span}; expected one field a file: {MAKE_DAYS} FOLDER makes days of it"
 
 
 # ---------------------------------------------------------------- times
 
 
-def _field_times(field, path=None):
-    """(valid time, forecast reference time or None) of a field, from its time coordinate, else from the file's name.
+def _field_times(field, path=None, bounds=None):
+    """(valid time, forecast reference time or None) of a field, from its time coordinates, else from the file's name.
 
-    Raises: DataError: neither gives a date.
+    An accumulation whose time is the end of its bounds has the date of their beginning.
+
+    Raises: DataError: neither gives a date, or they give different ones.
     """
-    reference = _decode(field, "forecast_reference_time")
-    valid, plain = _decode(field, "valid_time"), _decode(field, "time")
-    time = plain if valid is None else valid
-    named = _name_times(Path(path).stem) if path else None
-    if named and named[1] is not None and reference is None and valid is None and plain == named[1]:
+    roles = time_roles(field)
+    of = {
+        role: [n for n, r in roles.items() if r == role and field.coords.variables[n].size == 1]
+        for role in roles.values()
+    }
+    reference = next((t for n in of.get("reference", ()) if (t := _decode(field, n)) is not None), None)
+    valid = {name: t for name in of.get("valid", ()) if (t := _decode(field, name)) is not None}
+    time = valid.get("valid_time", next(iter(valid.values()), None))
+    if reference is None and "valid_time" in valid and "time" in valid and valid["time"] < time:
+        reference = valid["time"]
+    if time is None and reference is not None and of.get("period"):
+        time = reference + np.timedelta64(round(seconds_of(field.coords.variables[of["period"][0]])[0]), "s")
+    if reference is not None and reference == time:
+        reference = None  # an analysis
+    named = name_times(Path(path).stem) if path else None
+    if named and named[1] is not None and (time, reference) in ((named[1], None), (None, named[1])):
         return named  # a forecast whose only time is the one it was issued at
     if time is None and named is None and path:
         raise DataError(
             "no decodable time coordinate, and the name is not a date; expected a name like 1950_08_01.nc (a day), "
             "2023_08_11_18_08_12_china.nc (issued, valid) or 2019_06_10_0024.nc"
         )
-    return (time, reference) if time is not None else named or (None, None)
+    if time is None:
+        return named or (None, reference)
+    stated = [time]
+    if bounds and bounds.begin is not None:
+        stated += [bounds.begin, bounds.end]
+        time = bounds.begin if time >= bounds.end else time
+    if named and named[0].astype("M8[D]") not in [t.astype("M8[D]") for t in stated]:
+        raise DataError(_disagreement(named[0], stated))
+    return time, reference
 
 
-def _name_times(stem):
-    """(valid time, forecast reference time or None) that a file name gives, or None where it gives no date.
-
-    A forecast whose valid month comes before its month of issue is valid in the next year: 2023_12_31_18_01_01_x.
-    """
-    parts = re.match(
-        r"(\d{4})[_-](\d\d)[_-](\d\d)(?:[_-](\d\d)[_-](\d\d)[_-](\d\d)(?!\d)|[_-](\d\d)(\d\d)(?!\d))?(?!\d)", stem
-    )
-    parts = parts or re.fullmatch(r"(\d{4})(\d\d)(\d\d)()()()()()", stem)
-    if not parts:
-        return None
-    year, month, day, hour, valid_month, valid_day, clock_hour, clock_minute = parts.groups()
-    if not 1678 <= int(year) < 2261:
-        return None
-    try:
-        issued = np.datetime64(f"{year}-{month}-{day}T{hour or clock_hour or '00'}:{clock_minute or '00'}", "ns")
-        if not valid_month:
-            return issued, None
-        valid = np.datetime64(f"{int(year) + (valid_month < month)}-{valid_month}-{valid_day}", "ns")
-    except ValueError:
-        return None
-    return valid, issued
+def _disagreement(named, stated):
+    """What to say of a file whose name gives another date than its time coordinate."""
+    days = (stated[0].astype("M8[D]") - named.astype("M8[D]")).astype(int)
+    words = f"its name says {when(named)}, its time coordinate {when(stated[0])}; expected one date"
+    if days == 1 and stated[0] == stated[0].astype("M8[D]"):
+        return (
+            f"{words}: where the coordinate is the end of the day that the name gives (ERA5-Land at 00 UTC), "
+            f"{MAKE_DAYS} FOLDER --stamps end writes days with one date"
+        )
+    return f"{words}: rename it, or take the wrong coordinate away, for example with ncks -x -v time IN OUT"
 
 
 def _decode(field, name):
     """The time of a coordinate as datetime64, encoded by CF or decoded already; None where it is not one time.
 
-    Raises: DataError: an encoded time that is no date, or one outside 1678 to 2261.
+    Raises: DataError: as `dates`.
     """
-    if name not in field.coords or field[name].size != 1:
+    coordinate = field.coords.variables[name]
+    if coordinate.size != 1 or not (
+        coordinate.dtype.kind in "MO" or " since " in str(coordinate.attrs.get("units", ""))
+    ):
         return None
-    coordinate, value = field[name], field[name].values.reshape(-1)[0]
-    if np.issubdtype(coordinate.dtype, np.datetime64):
-        return value if not np.isnat(value) else None
-    import cftime
-
-    units, calendar = str(coordinate.attrs.get("units", "")), str(coordinate.attrs.get("calendar", "standard"))
-    if isinstance(value, cftime.datetime):
-        date, calendar = value, value.calendar
-    elif " since " in units:
-        try:
-            date = cftime.num2date(float(value), units, calendar)
-            date.isoformat()
-            if calendar == "julian":  # the same days under other dates, 13 days behind
-                date = date.change_calendar("standard")
-        except (ValueError, OverflowError, TypeError, AttributeError):  # a missing value decodes to a masked one
-            raise DataError(
-                f"{name} {value} in {units!r} (calendar {calendar}) is no date; expected a number, "
-                "like 0 in 'days since 2023-08-01'"
-            ) from None
-    else:
-        return None
-    if not 1678 <= date.year < 2262:
-        raise DataError(
-            f"{name} is in the year {date.year}; expected 1678 to 2261, what NetCDF tools hold to the nanosecond"
-        )
-    try:  # a date of a model calendar is kept as it stands; 30 February cannot be
-        return np.datetime64(date.isoformat()[:19], "ns")
-    except ValueError:
-        raise DataError(
-            f"{name} {date.isoformat()} of calendar {calendar} is no day of the Gregorian calendar"
-        ) from None
+    (value,) = dates(coordinate, name)
+    return None if np.isnat(value) else value
 
 
 # ---------------------------------------------------------------- units and values
-
-
-def _own_units(field):
-    """The units that a field's attributes give, one of UNITS; None where they give none.
-
-    Raises: DataError: attributes that are not understood, contradict each other, or contradict the values.
-    """
-    units, name = _unit_name(field.attrs.get("units")), str(field.attrs.get("standard_name", ""))
-    if name and not re.search("precip|rain|snow", name):
-        raise DataError(
-            f"standard_name {name} is no rain; expected precipitation: choose another variable, or give its units with "
-            "--units"
-        )
-    if units not in RATES and name.endswith(("_flux", "_rate")):
-        raise DataError(
-            f"standard_name {name} is a rate, units {units or 'there are none'}; give its units with --units"
-        )
-    limit = np.ravel(field.attrs.get("valid_max", field.attrs.get("valid_range", np.inf)))[-1]
-    if isinstance(limit, np.integer) and "scale_factor" in field.encoding:  # of the packed values
-        limit = limit * field.encoding["scale_factor"] + field.encoding.get("add_offset", 0)
-    highest = np.nanmax(field.values, initial=0)
-    if isinstance(limit, (int, float, np.number)) and highest > limit * (1 + 1e-6):
-        raise DataError(
-            f"holds {highest:g}, above its own valid_max (or valid_range) {limit:g}; make such cells missing, for "
-            f"example with cdo setrtomiss,{limit:g},1e30"
-        )
-    return units
-
-
-def _unit_name(text):
-    """Convert a units attribute to one of UNITS ("metres" to "m", "kg/m2" to "kg m-2"); None where it is empty.
-
-    Raises: DataError: an attribute that is not understood.
-    """
-    if text is None or not str(text).strip():
-        return None
-    words = re.sub(r"\*\*|\^", "", re.sub(r"\s+", " ", str(text).strip()))
-    words = words.replace("kg/m2/s", "kg m-2 s-1").replace("kg/m2", "kg m-2").replace("kg m-2/s", "kg m-2 s-1")
-    words = re.sub(r"\s*of water( equivalent)?$", "", re.sub(r"/\s*(s|h|hr|hour|d|day)$", r" \1-1", words))
-    words = re.sub(r"(millimet(er|re)s?)", "mm", re.sub(r"(centimet(er|re)s?)", "cm", words))
-    words = re.sub(r"\bmet(er|re)s?\b", "m", words)
-    words = re.sub(r"(?:h|hr|hour)-1$", "h-1", re.sub(r"(?:d|day)-1$", "day-1", words))
-    if words not in UNITS:
-        raise DataError(f"units {text!r} are not understood; expected one of {', '.join(UNITS)}; override with --units")
-    return words
 
 
 def _summary(values):
@@ -417,33 +547,30 @@ def _one_unit(bare):
             )
 
 
-def _to_mm(values, units, dataset, path):
+def to_mm(values, units, hours=None):
     """Convert values to mm and check them: packing noise becomes 0, NaN stays missing.
 
-    With units AS_STORED they are only checked for being finite.
+    With units AS_STORED they are only checked for being finite. Args: hours: the period of a rate.
 
-    Raises: DataError: a cell that is infinite, more negative than packing noise or above MAX_DAILY; every cell missing;
-        time bounds of more than a day.
+    Raises: DataError: a cell that is infinite, more negative than packing noise or above MAX_DAILY; every cell missing.
     """
-    bounds = name, seconds, _ = _bounds(dataset)
-    if seconds > 1.05 * 86400:
-        raise DataError(
-            f"{name} span {seconds / 86400:g} days; expected a file a day (or less): cut it, for example with cdo "
-            "splitsel,1"
-        )
+    factor = 1.0
     if units == AS_STORED:
         mm, bad = values, np.abs(values) > 1e38  # infinite, also once they are float32
     else:
-        mm = values * (AMOUNTS[units] if units in AMOUNTS else RATES[units] * _period(units, bounds, path))
+        factor, rate = unit_factor(units)
+        factor *= hours * 3600 if rate else 1
+        mm = values * factor
         with np.errstate(invalid="ignore"):
             bad = np.isinf(mm) | (mm < PACKING_NOISE) | (mm > MAX_DAILY)
     if bad.any():
         row, col = np.argwhere(bad)[0]
+        low = PACKING_NOISE / factor
         raise DataError(
             f"row {row} from the north, column {col} from the west holds {values[row, col]:g} {units} ({bad.sum()} "
             f"such cell(s)); expected 0 to {MAX_DAILY:g} mm, NaN for missing; "
             + (
-                "a code for no data? cdo setrtomiss,-1e30,-0.1 IN OUT makes it missing"
+                f"a code for no data? cdo setrtomiss,-1e30,{low:g} IN OUT makes it missing (values in {units})"
                 if values[row, col] < 0
                 else "wrong units? override with --units"
             )
@@ -451,47 +578,6 @@ def _to_mm(values, units, dataset, path):
     if not np.isfinite(mm).any():
         raise DataError("every value is missing; expected a field of rain")
     return mm if units == AS_STORED else np.where(mm < 0, 0.0, mm)
-
-
-def _period(units, bounds, path):
-    """Seconds over which a rate is accumulated: those of its time bounds, else one day where the file's name is a day.
-
-    Args: bounds: as _bounds returns them.
-    Raises: DataError: bounds that give no period, or neither bounds nor a name that is a day.
-    """
-    name, seconds, found = bounds
-    if name and not seconds > 0:
-        raise DataError(
-            f"units {units} are a rate, and {name} gives no period: {found}; "
-            "expected start and end, and a time unit of seconds, minutes, hours or days"
-        )
-    if name:
-        return seconds
-    stem = Path(path).stem if path else ""
-    times = _name_times(stem)
-    clock = re.match(r"\d{4}[_-]\d\d[_-]\d\d[_-]\d{4}(?!\d)", stem)  # 2019_06_10_0000: a time of day, not a day
-    if units == "mm day-1" or (times and not clock):
-        return 86400.0
-    raise DataError(
-        f"units {units} are a rate and the file does not say over which period; add time bounds, or give amounts"
-    )
-
-
-def _bounds(dataset):
-    """(name, seconds from start to end, description) of a dataset's time bounds.
-
-    Seconds are NaN where the bounds are not understood; the name is None where there are no bounds.
-    """
-    variables = {} if dataset is None else dataset.variables
-    time = variables["time"].attrs if "time" in variables else {}
-    for name in (time.get("bounds"), "time_bnds", "time_bounds"):
-        if name in variables:
-            unit = str(variables[name].attrs.get("units") or time.get("units", "")).split(" since")[0].strip()
-            seconds = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}.get(unit.lower().rstrip("s"), np.nan)
-            values = np.asarray(variables[name].values)
-            span = float(np.ptp(values.astype("float64"))) if values.dtype.kind in "iuf" else np.nan
-            return name, span * seconds, f"{values.ravel()} in {unit or 'no unit'}"
-    return None, np.nan, ""
 
 
 # ---------------------------------------------------------------- folders of files
@@ -502,7 +588,8 @@ def inspect_files(paths, units="auto"):
 
     Args: paths: list of files. units: `auto` or one of UNITS.
     Returns: (records, faults): records of plain values (path, size, mtime_ns, time, forecast_reference_time, units,
-        units_from, step, rows, cols, archive) of the good files in date order; faults: messages of the bad ones.
+        units_from, step, rows, cols, archive, variable, long_name, extent, period in hours or None, period_from, mean
+        and maximum in mm, missing as a share) of the good files in date order; faults: messages of the bad ones.
     """
     records, faults = [], []
     for path in utils.progress(paths, "reading"):
@@ -511,8 +598,48 @@ def inspect_files(paths, units="auto"):
         except DataError as error:
             faults.append(str(error))
     records, more = _decide_bare(records)
-    records = [{key: value for key, value in record.items() if key != "summary"} for record in records]
-    return sorted(records, key=lambda r: (r["time"], r["forecast_reference_time"] or "", r["path"])), faults + more
+    records = sorted(map(_told, records), key=lambda r: (r["time"], r["forecast_reference_time"] or "", r["path"]))
+    records, mixed = _settle_periods(records)
+    return records, faults + more + mixed
+
+
+def _told(record):
+    """A record with its mean, maximum (mm) and missing share instead of its sums in the file's units."""
+    highest, total, count, _ = record.pop("summary")
+    factor = AMOUNTS[record["units"]] if record["units_from"] == "values" else 1.0
+    mean, missing = total / max(count, 1) * factor, 1 - count / (record["rows"] * record["cols"])
+    return {**record, "mean": round(mean, 4), "maximum": round(highest * factor, 3), "missing": round(missing, 5)}
+
+
+def _settle_periods(records):
+    """Give files of unknown period the spacing of their list: (records of one period, faults).
+
+    The name of a day is no evidence where the times are less than a day apart. Periods that differ are a fault of
+    the files that are fewer.
+    """
+    for issued in {record["forecast_reference_time"] for record in records}:
+        group = [record for record in records if record["forecast_reference_time"] == issued]
+        gaps = np.diff(np.unique(np.array([record["time"] for record in group], "M8[m]"))).astype(int) / 60
+        least = gaps.min(initial=np.inf)
+        for record in group:
+            if least < 22.5 and record["period_from"] in ("", "name") or least == 24 and not record["period"]:
+                record.update(period=float(least), period_from="spacing of the list")
+    known = Counter(_rounded(record["period"]) for record in records if record["period"])
+    if len(known) < 2:
+        return records, []
+    usual = known.most_common(1)[0][0]
+    odd = [record for record in records if record["period"] and _rounded(record["period"]) != usual]
+    faults = [
+        f"{r['path']}: amounts over {r['period']:g} hours ({shown(r['period_from'])}), most files of the list over "
+        f"{usual:g}; expected one period: list them apart, or make days of them with {MAKE_DAYS}"
+        for r in odd
+    ]
+    return [record for record in records if record not in odd], faults
+
+
+def _rounded(hours):
+    """A period in hours; that of a day where bounds stop at the day's last stamp, as those of cdo daysum do."""
+    return 24.0 if 20.5 < hours < 25.5 else round(hours, 2)
 
 
 def _decide_bare(records):
@@ -552,8 +679,9 @@ def _decide_bare(records):
 
 def _inspect(path, units):
     """The record of one file; its units are AS_STORED where neither `units` nor an attribute gives them."""
-    with _open(path) as dataset:
-        tp = canonical(_pick(dataset, path), path, units, dataset, undecided=AS_STORED)
+    with opened(path) as dataset:
+        field = _load(dataset, path)
+        tp = canonical(field, path, units, dataset, undecided=AS_STORED)
     (size, mtime_ns), grid, reference = stamp(path), grid_of(tp), tp.coords.get("forecast_reference_time")
     return {
         "path": Path(path).as_posix(),
@@ -567,6 +695,11 @@ def _inspect(path, units):
         "rows": grid.rows,
         "cols": grid.cols,
         "archive": tp.attrs.get("archive", ""),
+        "variable": shown(field.name),
+        "long_name": shown(text_of(field.attrs, "long_name")),
+        "extent": grid.extent,
+        "period": tp.attrs.get("period_hours"),
+        "period_from": tp.attrs.get("period_from", ""),
         "summary": _summary(tp.values),
     }
 

@@ -302,6 +302,27 @@ def units_with_blanks(folder):
 
 
 @odd
+def attributes_that_say_nothing(folder):
+    return put(folder, attrs={"units": "mm", "standard_name": "unknown", "long_name": "", "GRIB_cfName": "unknown"})
+
+
+@odd
+def the_total_beside_its_parts(folder):
+    path = write_nc(
+        folder / DAY, FIELD, LAT, LON, name="var1", attrs={"units": "mm", "long_name": "Total precipitation"}
+    )
+    with netCDF4.Dataset(path, "a") as file:
+        for name, words in (
+            ("var2", "Convective precipitation"),
+            ("var3", "Snowfall"),
+            ("var4", "2 metre temperature"),
+        ):
+            variable = file.createVariable(name, "f4", ("lat", "lon"))
+            variable[...], variable.long_name = 3, words
+    return path
+
+
+@odd
 def valid_range_that_holds(folder):
     return put(folder, attrs={"units": "mm", "valid_range": np.array([0.0, 500.0])})
 
@@ -688,7 +709,7 @@ def units_that_are_a_number(folder):
 
 @bad("not understood")
 def units_of_another_period(folder):
-    return put(folder, attrs={"units": "mm/3h"})
+    return put(folder, attrs={"units": "mm/month"})
 
 
 @bad("rate.*period")
@@ -733,6 +754,79 @@ def values_outside_their_valid_range(folder):
 @bad("valid")
 def values_above_valid_max(folder):
     return put(folder, cell(999), attrs={"units": "mm", "valid_max": 500.0})
+
+
+def quantity(name, long_name, units, **attrs):
+    """A lone field that is no total of rain, in units that rain may have."""
+    attrs |= {"units": units, "long_name": long_name}
+    return lambda folder: write_nc(folder / DAY, FIELD / 1000, LAT, LON, name=name, attrs=attrs)
+
+
+for short, long_name, units in (
+    ("cp", "Convective precipitation", "m"),
+    ("lsp", "Large-scale precipitation", "m"),
+    ("sf", "Snowfall", "m of water equivalent"),
+    ("e", "Evaporation", "m of water equivalent"),
+    ("sd", "Snow depth", "m of water equivalent"),
+    ("tcwv", "Total column vertically-integrated water vapour", "kg m**-2"),
+    ("z", "Geopotential", "m**2 s**-2"),
+    ("vis", "Visibility", "m"),
+    ("field", "", "mm"),
+    ("mxtpr", "Maximum total precipitation rate since previous post-processing", "kg m**-2 s**-1"),
+    ("randomError", "Random error of precipitation", "mm"),
+):
+    REFUSED[f"lone_{short}"] = (
+        quantity(short, long_name, units),
+        "no precipitation fields|is no rain by its long_name",
+    )
+for kind, words in {
+    "snowfall_amount": "no rain by its standard_name snowfall_amount",
+    "convective_precipitation_amount": "no rain by its standard_name convective_precipitation_amount",
+    "precipitation_amount standard_error": "no rain by its standard_name",
+    "precipitation_amount number_of_observations": "no rain by its standard_name",
+    "air_temperature": "no rain by its standard_name air_temperature",
+}.items():
+    REFUSED[f"tp_{kind}"] = (quantity("tp", "", "mm", standard_name=kind), words)
+for methods in (
+    "time: maximum",
+    "area: mean time: minimum",
+    "time: sum within days time: mean over years",
+    "time: mean",
+):
+    words = "is a mean and units mm are an amount" if methods == "time: mean" else "no rain by its cell_methods"
+    REFUSED[f"cell_methods {methods}"] = (quantity("tp", "", "mm", cell_methods=methods), words)
+
+
+@bad("a time with climatology bounds")
+def a_climatology(folder):
+    clock = ("f8", (), 0, {"units": "days since 2023-08-01", "climatology": "climatology_bnds"})
+    return plain(folder, ("f8", ("lat", "lon"), FIELD, {"units": "mm", "coordinates": "time"}), more={"time": clock})
+
+
+@bad("is no date|gives no period")
+def an_amount_over_months(folder):
+    more = {"time": ("f8", (), 0, {"units": "months since 2023-08-01"}), "time_bnds": ("f8", ("two",), [0, 1], {})}
+    return plain(
+        folder, ("f8", ("lat", "lon"), FIELD, {"units": "mm", "coordinates": "time"}), more=more, dims={"two": 2}
+    )
+
+
+for unit, last in (("d", 31), ("min", 44640), ("hr", 744), ("h", 744), ("secs", 2678400)):
+
+    def month(folder, unit=unit, last=last):
+        more = {
+            "time": ("f8", (), 0, {"units": f"{unit} since 2023-08-01"}),
+            "time_bnds": ("f8", ("two",), [0, last], {}),
+        }
+        tp = ("f8", ("lat", "lon"), FIELD, {"units": "mm", "coordinates": "time"})
+        return plain(folder, tp, more=more, dims={"two": 2})
+
+    REFUSED[f"bounds_of_a_month_in_{unit}"] = (month, "time_bnds span 31 days; expected a file a day")
+
+
+@bad("GRIB_stepRange span 3 days; expected a file a day")
+def three_days_since_the_start(folder):
+    return put(folder, attrs={"units": "mm", "GRIB_stepRange": "0-72"})
 
 
 @bad("--units")
@@ -787,6 +881,21 @@ def time_without_a_value(folder):
 
 
 # ---------------------------------------------------------------- laws
+
+
+@pytest.mark.parametrize("units", ["mm", "m"])
+def test_another_quantity_stays_refused_whatever_units_are_given(tmp_path, units):
+    for name, attrs in {
+        "t2m": {"units": "K", "long_name": "2 metre temperature", "standard_name": "unknown"},
+        "tp": {"units": "K"},
+        "precip": {"units": "mm", "standard_name": "snowfall_amount"},
+        "r": {"units": "%", "long_name": "Relative humidity"},
+    }.items():
+        path = write_nc(tmp_path / DAY, FIELD / 1000, LAT, LON, name=name, attrs=attrs)
+        with pytest.raises(
+            DataError, match="no precipitation fields|not understood as rain|no rain by its standard_name"
+        ):
+            read_field(path, units)
 
 
 def test_the_corpus_is_large():

@@ -10,6 +10,7 @@ from conftest import ROOT, stage
 
 FLOORS = {
     "utils": 0,
+    "metadata": 1,
     "reader": 1,
     "threads": 1,
     "datasets": 2,
@@ -19,7 +20,12 @@ FLOORS = {
     "downscaling": 3,
     "training": 3,
 }
-BESIDE = {("training", "verification"), ("training", "plots"), ("plots", "verification")}  # on one floor, one way only
+BESIDE = {
+    ("reader", "metadata"),
+    ("training", "verification"),
+    ("training", "plots"),
+    ("plots", "verification"),
+}  # on one floor, one way only
 STAGES = sorted(path.name for path in ROOT.glob("[1-5]*.py"))
 HEAVY = {"torch", "torchvision", "scores", "matplotlib", "pysteps", "tensorboard"}
 

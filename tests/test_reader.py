@@ -117,6 +117,29 @@ def test_float32_coordinates_give_the_lattice_that_was_meant(step, first):
         ("mm/h", 24),
         ("mm/s", 86400),
         ("m s-1", 86400000),
+        ("mm d-1", 1),
+        ("mm per day", 1),
+        ("mm.day-1", 1),
+        ("mm day^-1", 1),
+        ("mm/3h", 1),
+        ("mm (6 h)-1", 1),
+        ("mm/hr", 24),
+        ("m/day", 1000),
+        ("cm day-1", 10),
+        ("kg m-2 day-1", 1),
+        ("kg.m-2.s-1", 86400),
+        ("kg/(m^2*s)", 86400),
+        ("kg m⁻² s⁻¹", 86400),
+        ("kg/m²", 1),
+        ("g m-2", 1e-3),
+        ("L/m2", 1),
+        ("litres m-2", 1),
+        ("Millimetres", 1),
+        ("centimetre", 10),
+        ("Meters", 1000),
+        ("mm of water", 1),
+        ("m (water equivalent)", 1000),
+        ("0.1 mm", 0.1),
     ],
 )
 def test_units_attribute(tmp_path, units, factor):
@@ -295,7 +318,7 @@ def test_grids_that_are_not_one_lattice_are_refused(tmp_path, lat, lon, words):
 
 
 def test_a_field_that_says_it_is_no_amount_of_rain_is_refused_without_units(tmp_path):
-    for name, words in (("air_temperature", "air_temperature is no rain"), ("lwe_precipitation_rate", "is a rate")):
+    for name, words in (("air_temperature", "no rain by its standard_name air_temp"), ("lwe_precipitation_rate", "is a rate")):
         path = day(tmp_path, FIELD + 250, attrs={"standard_name": name})
         with pytest.raises(DataError, match=words):
             read_field(path)

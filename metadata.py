@@ -1,0 +1,384 @@
+"""What the attributes and the name of a rain file say: which quantity, units, times and period. Reads no values.
+
+Reads and writes  nothing: it is given fields (DataArrays) and texts.
+
+    from metadata import unit_factor
+    unit_factor("kg m**-2 s**-1")    # (1.0, True): to mm/s, for it is a rate
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from utils import DataError
+
+RAIN = re.compile("precip|rain(?!bow)|prcp|niederschlag|pluie|lluvia|降水|降雨|雨量", re.I)  # words that speak of rain
+PART = re.compile(  # words that speak of a part of the rain, or of a figure about it
+    "convective|large.?scale|stratiform|snow|graupel|hail|freezing|error|uncertaint|observations|quality|flag|probab|"
+    "anomal|percentile|quantile|maxim|minim|deviation|frequency|duration|number of|evapo|climatolog",
+    re.I,
+)
+OTHER = re.compile(  # words that speak of something else, where none speaks of rain
+    "temperature|pressure|wind|humidity|vapou?r|evapo|snow|cloud|radiation|soil|geopotential|height|visibility|"
+    "run.?off|column|heat|latitude|longitude|ozone|elevation|orography|error|quality",
+    re.I,
+)
+NOTHING = ("", "unknown", "none", "undefined", "-")  # texts of attributes that say nothing: all ERA5 files have them
+SPEAKING = ("standard_name", "long_name", "description", "GRIB_name", "GRIB_cfName")
+MODIFIERS = "standard_error|number_of_observations|status_flag|detection_minimum"  # of CF standard names
+AS_STORED = "as stored"  # stands for units not decided yet: the values are kept as the file stores them
+AMOUNTS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "kg m-2": 1.0}  # to mm
+RATES = {"kg m-2 s-1": 1.0, "mm s-1": 1.0, "mm h-1": 1 / 3600, "mm day-1": 1 / 86400, "m s-1": 1000.0}  # to mm / s
+UNITS = (*AMOUNTS, *RATES)
+TIME_UNITS = {"nanosecond": 1e-9, "second": 1, "sec": 1, "s": 1, "minute": 60, "min": 60, "hour": 3600, "hr": 3600}
+TIME_UNITS |= {"h": 3600, "day": 86400, "d": 86400}
+BASE = {  # unit: powers of length, mass and time, and its size in m, kg, s
+    **dict.fromkeys(("m", "meter", "metre"), (1, 0, 0, 1.0)),
+    **dict.fromkeys(("l", "liter", "litre"), (3, 0, 0, 1e-3)),
+    **dict.fromkeys(("g", "gram", "gramme"), (0, 1, 0, 1e-3)),
+    **{name: (0, 0, 1, size) for name, size in TIME_UNITS.items()},
+}
+PREFIXES = {"m": 1e-3, "milli": 1e-3, "c": 1e-2, "centi": 1e-2, "d": 0.1, "deci": 0.1, "k": 1e3, "kilo": 1e3}
+FACTOR = re.compile(r"\s*(/)?\s*(\d+(?:\.\d+)?)?\s*([a-z]+)(?:\s?(-\d+)|(\d+))?")  # of a unit: /3h, m-2, 0.1 mm
+
+__all__ = [
+    *("AMOUNTS", "AS_STORED", "NOTHING", "RAIN", "RATES", "UNITS", "bounds_variable", "dates", "name_times"),
+    *("other_quantity", "own_units", "period_of", "refuse_other", "said", "seconds_of", "shown", "text_of"),
+    *("time_bounds", "time_roles", "unit_factor"),
+]
+
+
+# ---------------------------------------------------------------- which quantity
+
+
+def shown(text, width=80):
+    """Text of a file as a message shows it: printable, one line, at most `width` characters."""
+    plain = "".join(c if c.isprintable() else " " for c in " ".join(str(text)[: 8 * width].split()))
+    return plain if len(plain) <= width else plain[: width - 3] + "..."
+
+
+def text_of(attrs, name):
+    """An attribute as text, "" where it says nothing."""
+    text = str(attrs.get(name, "")).strip()
+    return "" if text.lower() in NOTHING else text
+
+
+def said(field):
+    """What a field's name and attributes say it is."""
+    return " ".join([str(field.name), *(text_of(field.attrs, key) for key in SPEAKING)])
+
+
+def other_quantity(field):
+    """What a field says it is, where that is not an amount or a rate of precipitation; "" where nothing does.
+
+    A standard_name with blanks is none of CF's (CHIRPS has "convective precipitation rate"): only its rain counts.
+    """
+    standard = text_of(field.attrs, "standard_name").lower()
+    if standard:
+        is_name = re.fullmatch(rf"[a-z0-9_]+( ({MODIFIERS}))?", standard)
+        if not RAIN.search(standard) or is_name and PART.search(standard.replace("_", " ")):
+            return f"standard_name {shown(standard)}"
+    for key in SPEAKING[1:]:
+        text = text_of(field.attrs, key)
+        odd = PART.search(text) if RAIN.search(text) else OTHER.search(text)
+        if odd and not (odd[0].lower() == "snow" and re.search("rain|total", text, re.I)):  # rain and snow is all
+            return f"{key} {shown(text)!r}"
+    return ""
+
+
+def refuse_other(field):
+    """Raise DataError where a field says that it is no total of rain, whatever its name and units."""
+    words = other_quantity(field)
+    if not words:
+        for kind, within in re.findall(
+            r"time: *(\w+)((?: +(?:within|over) +\w+)?)", text_of(field.attrs, "cell_methods")
+        ):
+            if kind not in ("sum", "mean", "point", "average") or "over" in within:
+                words = f"cell_methods {shown(field.attrs['cell_methods'])!r}"
+    time = next((field.coords.variables[name] for name in ("time", "valid_time") if name in field.coords), None)
+    if not words and time is not None and "climatology" in time.attrs:
+        words = "a time with climatology bounds (a mean over years)"
+    if words:
+        raise DataError(
+            f"{shown(field.name or 'field')} is no rain by its {words}; expected total precipitation of one day: "
+            "choose another variable; if that attribute is wrong, take it away, for example with ncatted -a "
+            f"{words.split()[0]},{shown(field.name or 'tp')},d,, FILE"
+        )
+
+
+# ---------------------------------------------------------------- times
+
+
+def time_roles(field):
+    """{coordinate: role} of the times of a field: `valid`, `reference` (a forecast's issue) or `period` (lead time).
+
+    Attributes come before names: GRIB readers write the issue as `time`, and the lead as `step`.
+    """
+    roles = {}
+    for name, coordinate in field.coords.variables.items():
+        standard, long_name = (text_of(coordinate.attrs, key).lower() for key in ("standard_name", "long_name"))
+        if standard == "forecast_reference_time" or "initial time" in long_name:
+            roles[name] = "reference"
+        elif standard == "forecast_period" or name in ("step", "forecast_period", "leadtime", "lead_time"):
+            roles[name] = "period"
+        elif standard == "time" or name in ("valid_time", "time"):
+            roles[name] = "valid"
+        elif name == "forecast_reference_time":
+            roles[name] = "reference"
+    return roles
+
+
+def name_times(stem):
+    """(valid time, forecast reference time or None) that a file name gives, or None where it gives no date.
+
+    A forecast whose valid month comes before its month of issue is valid in the next year: 2023_12_31_18_01_01_x.
+    """
+    parts = re.match(
+        r"(\d{4})[_-](\d\d)[_-](\d\d)(?:[_-](\d\d)[_-](\d\d)[_-](\d\d)(?!\d)|[_-](\d\d)(\d\d)(?![_-]?\d))?(?!\d)", stem
+    )
+    parts = parts or re.fullmatch(r"(\d{4})(\d\d)(\d\d)()()()()()", stem)
+    if not parts:
+        return None
+    year, month, day, hour, valid_month, valid_day, clock_hour, clock_minute = parts.groups()
+    if not 1678 <= int(year) < 2261:
+        return None
+    try:
+        issued = np.datetime64(f"{year}-{month}-{day}T{hour or clock_hour or '00'}:{clock_minute or '00'}", "ns")
+        if not valid_month:
+            return issued, None
+        valid = np.datetime64(f"{int(year) + (valid_month < month)}-{valid_month}-{valid_day}", "ns")
+    except ValueError:
+        return None
+    return valid, issued
+
+
+def dates(coordinate, name):
+    """The times of a coordinate as datetime64[s], (N,), encoded by CF or decoded already.
+
+    Raises: DataError: an encoded time that is no date, or one outside 1678 to 2261.
+    """
+    values = np.asarray(coordinate.values).reshape(-1)
+    if values.dtype.kind == "M":
+        return values.astype("M8[s]")
+    import datetime
+
+    import cftime
+
+    units, calendar = str(coordinate.attrs.get("units", "")), str(coordinate.attrs.get("calendar", "standard"))
+    if values.dtype.kind == "O" and isinstance(values[0], cftime.datetime):
+        found, calendar = list(values), values[0].calendar
+    else:
+        try:
+            found = [cftime.num2date(value, units, calendar) for value in values.astype("float64")]
+            found = [date + datetime.timedelta(seconds=0.5) for date in found]  # cut to the second below
+            if calendar == "julian":  # the same days under other dates, 13 days behind
+                found = [date.change_calendar("standard") for date in found]
+        except (ValueError, OverflowError, TypeError, AttributeError):  # a missing value decodes to a masked one
+            raise DataError(
+                f"{name} {shown(values[:3])} in {shown(units)!r} (calendar {shown(calendar)}) is no date; expected a "
+                "number, like 0 in 'days since 2023-08-01'"
+            ) from None
+    year = next((date.year for date in found if not 1678 <= date.year < 2262), None)
+    if year is not None:
+        raise DataError(
+            f"{name} is in the year {year}; expected 1678 to 2261, what NetCDF tools hold to the nanosecond"
+        )
+    try:  # a date of a model calendar is kept as it stands; 30 February cannot be
+        return np.array([np.datetime64(date.isoformat()[:19], "s") for date in found], "M8[s]")
+    except ValueError:
+        raise DataError(
+            f"{name} {found[0].isoformat()} of calendar {calendar} is no day of the Gregorian calendar"
+        ) from None
+
+
+def seconds_of(coordinate):
+    """A coordinate of durations (lead times, bounds) in seconds, (N,); NaN where its unit is not understood."""
+    values = np.asarray(coordinate.values).reshape(-1)
+    if values.dtype.kind == "m":
+        return values / np.timedelta64(1, "s")
+    if values.dtype.kind not in "iuf":
+        return np.full(values.shape, np.nan)
+    word = str(coordinate.attrs.get("units") or "").split(" since")[0].strip().lower()
+    return values * TIME_UNITS.get(word, TIME_UNITS.get(word.rstrip("s"), np.nan))
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Time bounds of one field: their variable, seconds from start to end (NaN: not understood), and their dates."""
+
+    name: str
+    seconds: float
+    words: str
+    begin: object = None
+    end: object = None
+
+
+def bounds_variable(field, dataset):
+    """(name, Variable of start and end) of the bounds of a field's time; (None, None) where the file has none.
+
+    The variable carries the unit and calendar of its time where it has none of its own, as CF rules.
+    """
+    variables = {} if dataset is None else dataset.variables
+    clock = next((n for n, role in time_roles(field).items() if role == "valid" and n in variables), "time")
+    attrs = variables[clock].attrs if clock in variables else {}
+    for name in (attrs.get("bounds"), f"{clock}_bnds", f"{clock}_bounds", "time_bnds", "time_bounds"):
+        if isinstance(name, str) and name in variables:
+            variable = variables[name]
+            units = variable.attrs.get("units") or attrs.get("units", "")
+            calendar = variable.attrs.get("calendar") or attrs.get("calendar", "standard")
+            about = {} if variable.dtype.kind == "M" else {"units": str(units), "calendar": str(calendar)}
+            return name, type(variable)(variable.dims, variable.values, about)
+    return None, None
+
+
+def time_bounds(field, dataset):
+    """The Bounds of the time of one field; None where the file has none."""
+    name, variable = bounds_variable(field, dataset)
+    if name is None:
+        return None
+    unit, decoded = str(variable.attrs.get("units", "")), variable.dtype.kind == "M"
+    spans = variable.values.reshape(-1).astype("M8[s]").astype("int64") if decoded else seconds_of(variable)
+    words = f"{shown(variable.values.ravel()[:4])} in {shown(unit.split(' since')[0]) or 'no unit'}"
+    found = float(np.ptp(spans)) if spans.size == 2 else np.nan
+    if not found > 0 or " since " not in unit and not decoded:
+        return Bounds(name, found, words)
+    ends = dates(variable, name)
+    return Bounds(name, found, words, ends.min(), ends.max())
+
+
+def period_of(field, units, bounds, path):
+    """(hours over which a field's rain fell, what says so); (None, "") where nothing does.
+
+    Raises: DataError: more than a day, bounds that are not understood, or a rate without a period.
+    """
+    step = re.fullmatch(r"(\d+)-(\d+)", str(field.attrs.get("GRIB_stepRange", "")))
+    about = text_of(field.attrs, "long_name")
+    spoken = re.search(r"(\d+)[ -]?(h|hour|hr|min|minute)s?\b", f"{units} {about}")  # mm/3h, 24 h rain
+    rate = units != AS_STORED and unit_factor(units)[1]
+    if bounds and (np.isnan(bounds.seconds) or rate and not bounds.seconds > 0):
+        start = f"units {units} are a rate, and " if rate else ""
+        raise DataError(
+            f"{start}{shown(bounds.name)} gives no period: {bounds.words}; expected start and end, and a time unit of "
+            "seconds, minutes, hours or days"
+        )
+    if bounds and bounds.seconds > 0:
+        hours, source = bounds.seconds / 3600, bounds.name
+    elif step:
+        hours, source = float(step[2]) - float(step[1]), "GRIB_stepRange"
+    elif rate and re.search(r"\bd(ay)?s?(-1)?$", units):
+        hours, source = 24.0, "units"
+    elif text_of(field.attrs, "time_step") == "day" or "-01 00:00:00" in text_of(field.attrs, "avg_period"):
+        hours, source = 24.0, "attributes"
+    elif spoken:
+        hours, source = float(spoken[1]) / (60 if spoken[2].startswith("min") else 1), "units and long_name"
+    else:
+        stem = Path(path).stem if path else ""
+        clock = re.match(r"\d{4}[_-]\d\d[_-]\d\d[_-]\d{4}(?!\d)", stem)  # 2019_06_10_0000: a time of day, not a day
+        hours, source = (24.0, "name") if name_times(stem) and not clock else (None, "")
+    if hours and hours > 1.05 * 24:
+        raise DataError(
+            f"{source} span {hours / 24:g} days; expected a file a day (or less): a mean or a sum of many days "
+            "holds no days any more; take the daily or hourly files of the product"
+        )
+    if not hours and rate:
+        raise DataError(
+            f"units {units} are a rate and the file does not say over which period; add time bounds, or give amounts"
+        )
+    return hours, source
+
+
+# ---------------------------------------------------------------- units
+
+
+def own_units(field, overridden=None):
+    """The units that a field's attributes give, of UNITS or what unit_factor understands; None where they give none.
+
+    Args: overridden: units that the user gives instead; only units of another quantity are refused then.
+    Raises: DataError: attributes that are not understood, contradict each other, or contradict the values.
+    """
+    text, standard = text_of(field.attrs, "units"), text_of(field.attrs, "standard_name").lower()
+    other = re.fullmatch(
+        r"(deg(ree)?s?[ _]?)?(k|c|kelvin|celsius)|%|percent|[hk]?pa|[kmg]?[jw]( ?m.*)?|dbz?", text.lower()
+    )
+    if other or re.match(r"m *\*{0,2}\^?2 ", text):
+        raise DataError(f"units {shown(text)!r} are not understood as rain; choose another variable")
+    units = _unit_name(text)
+    if text and units is None and not overridden:
+        raise DataError(
+            f"units {shown(text)!r} are not understood; expected one of {', '.join(UNITS)}; override with --units"
+        )
+    if not overridden and not (units and unit_factor(units)[1]) and standard.endswith(("_flux", "_rate")):
+        raise DataError(
+            f"standard_name {shown(standard)} is a rate, units {units or 'there are none'}; give its units with --units"
+        )
+    mean = re.search(r"time: *(mean|average)", text_of(field.attrs, "cell_methods"))
+    if not overridden and units and not unit_factor(units)[1] and mean:
+        raise DataError(
+            f"cell_methods {shown(field.attrs['cell_methods'])!r} is a mean and units {units} are an amount; expected "
+            "the sum of a day; say what the values are with --units, for example --units mm"
+        )
+    limit = np.ravel(field.attrs.get("valid_max", field.attrs.get("valid_range", np.inf)))
+    limit = limit[-1] if limit.size and limit.dtype.kind in "iuf" else np.inf
+    if isinstance(limit, np.integer) and "scale_factor" in field.encoding:  # of the packed values
+        limit = limit * field.encoding["scale_factor"] + field.encoding.get("add_offset", 0)
+    highest = np.nanmax(field.values, initial=0)
+    if highest > limit * (1 + 1e-6):
+        raise DataError(
+            f"holds {highest:g}, above its own valid_max (or valid_range) {limit:g}; make such cells missing, for "
+            f"example with cdo setrtomiss,{limit:g},1e30"
+        )
+    return units
+
+
+def _unit_name(text):
+    """Convert a units attribute to one of UNITS ("metres" to "m", "kg/m2" to "kg m-2"), else to itself.
+
+    None where it is empty or not understood.
+    """
+    found = unit_factor(text) if text else None
+    if not found:
+        return None
+    table = RATES if found[1] else AMOUNTS
+    same = [name for name, size in table.items() if abs(size / found[0] - 1) < 1e-9]
+    return next((name for name in same if ("kg" in name) == ("g" in text.lower())), same[0] if same else shown(text))
+
+
+@lru_cache(maxsize=256)
+def unit_factor(text):
+    """(factor, rate) of units as people write them: to mm, or to mm/s where it is a rate; None: not those of rain.
+
+    Lengths, volumes and masses of water on an area, with or without a time: "kg m**-2 s**-1", "L/m²", "mm/3h".
+    """
+    for kind, table in ((False, AMOUNTS), (True, RATES)):
+        if text in table:
+            return table[text], kind
+    words = unicodedata.normalize("NFKC", str(text)).replace("\u2212", "-").lower().strip()
+    words = re.sub(r"\s*\(?(of )?(water|lwe|h2o)( equivalent)?\)?(?= |/|$)", "", re.sub(r"\bper\b", "/", words))
+    words = re.sub(r"\*\*|\^", "", words)
+    words = re.sub(r"[·*×]|(?<=[a-z\d])\.(?=[a-z])", " ", words)
+    words = re.sub(r"/\s*\(([^()]*)\)", lambda m: "".join(f"/{f[0].strip()}" for f in FACTOR.finditer(m[1])), words)
+    words = words.replace("(", "").replace(")", "").strip()
+    if not re.fullmatch(rf"(?:{FACTOR.pattern}(?=[\s/]|$))+", words) or len(words) > 40:
+        return None
+    powers, factor = np.zeros(3, int), 1.0
+    for over, number, word, negative, positive in FACTOR.findall(words):
+        unit, power = _unit_word(word), int(negative or positive or 1) * (-1 if over else 1)
+        if unit is None or abs(power) > 9:
+            return None
+        powers, factor = powers + np.array(unit[:3]) * power, factor * (float(number or 1) * unit[3]) ** power
+    scale = {(1, 0): 1000.0, (-2, 1): 1.0}.get((powers[0], powers[1]))
+    return (factor * scale, powers[2] == -1) if scale and powers[2] in (0, -1) else None
+
+
+def _unit_word(word):
+    """(length, mass, time, size) of one unit, with its prefix or plural; None where it is unknown."""
+    for prefix, size in {"": 1.0, **PREFIXES}.items():
+        for stem in (word, word.removesuffix("s")):
+            base = BASE.get(stem[len(prefix) :]) if stem.startswith(prefix) else None
+            if base and (not prefix or not base[2]):
+                return (*base[:3], size * base[3])
+    return None
