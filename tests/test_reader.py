@@ -318,7 +318,10 @@ def test_grids_that_are_not_one_lattice_are_refused(tmp_path, lat, lon, words):
 
 
 def test_a_field_that_says_it_is_no_amount_of_rain_is_refused_without_units(tmp_path):
-    for name, words in (("air_temperature", "no rain by its standard_name air_temp"), ("lwe_precipitation_rate", "is a rate")):
+    for name, words in (
+        ("air_temperature", "no rain by its standard_name air_temp"),
+        ("lwe_precipitation_rate", "is a rate"),
+    ):
         path = day(tmp_path, FIELD + 250, attrs={"standard_name": name})
         with pytest.raises(DataError, match=words):
             read_field(path)
