@@ -1,23 +1,23 @@
 """Stage 1: check every input file and write the lists that the other stages read.
 
-Reads   NetCDF files of Data/DataTrain, DataEval and DataObj, or of the folders given
+Reads   NetCDF files of Data/DataTrain, DataEval and DataObj, or of the folders given; with --make-days first downloads
 Writes  {output-folder}/PreTrain.json, PreEval.json, PreObj.json (paths in date order) and PreInfo.json (what was found)
 
     python 1create_data_lists.py
+    python 1create_data_lists.py --make-days downloads/era5 --days-folder Data/DataEval     # hours to days, then lists
+    python 1create_data_lists.py --make-days gauges --day-start -12     # days of 20 to 20 Beijing time, by their end
     python 1create_data_lists.py --train-folders radar/train --eval-folders radar/eval --output-folder scratch/lists
     python 1create_data_lists.py --make-sample        # a generated archive in Data/Sample, and its lists
 """
 
 import argparse
 import runpy
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
 import utils
+from downloads import DayRule, add_day_arguments, describe, make_days
 from reader import UNITS, inspect_files
-from utils import DataError, log, when
+from utils import DataError, log
 
 DEFAULTS = {"train": "Data/DataTrain", "eval": "Data/DataEval", "obj": "Data/DataObj"}
 FOLDERS = {  # what the folders of each option hold
@@ -43,6 +43,7 @@ def parse_args(argv=None):
     add("--min-size", type=int, metavar="N", default=2, help="leave out files with fewer rows or columns (default: 2)")
     add("--skip-bad", action="store_true", help="leave bad files out, naming them, instead of stopping")
     add("--make-sample", action="store_true", help=f"make a generated archive in {SAMPLE} and list it")
+    add_day_arguments(parser, DEFAULTS["train"])
     return parser.parse_args(argv)
 
 
@@ -50,6 +51,9 @@ def main(argv=None):
     args = parse_args(argv)
     output = args.output_folder or (f"{SAMPLE}/JsonPath" if args.make_sample else utils.JSON_FOLDER)
     folders = choose_folders(args)
+    if args.make_days:
+        make_days(args.make_days, args.days_folder, DayRule.of(args), skip_bad=args.skip_bad)
+        args.units = "auto"  # the days are in mm
     records, left_out = {}, []
     for name, given in folders.items():
         paths, others = utils.find_files(given)
@@ -59,8 +63,8 @@ def main(argv=None):
     info = utils.write_lists(output, records, folders, left_out)
     for words in info["left_out"]:
         log(f"left out: {words}")
-    for name in folders:
-        report(name, records[name])
+    for line in describe(records):
+        log(line)
     log(f"wrote the lists of {', '.join(name for name in DEFAULTS if name in folders)} and PreInfo.json to {output}")
 
 
@@ -71,6 +75,10 @@ def choose_folders(args):
     """
     given = {name: getattr(args, f"{name}_folders") for name in FOLDERS}
     given = {name: folders for name, folders in given.items() if folders}
+    if args.make_days:
+        name = {Path(folder): name for name, folder in DEFAULTS.items()}.get(Path(args.days_folder), "train")
+        if args.days_folder not in [folder for folders in given.values() for folder in folders]:
+            given[name] = [*given.get(name, []), args.days_folder]
     for name in ("train", "eval"):
         if f"{name}_hr" in given and name not in given:
             raise DataError(f"--{name}-hr-folders needs --{name}-folders: the LR days that the truth is paired with")
@@ -99,31 +107,6 @@ def default_folders():
             "--train-folders, --eval-folders, --obj-folders, or try --make-sample"
         )
     return found
-
-
-def report(name, records):
-    """Print what a list holds: number of files, dates, steps and units, then what may be wrong with it."""
-    steps = Counter(f"{r['step']:g} degree ({r['rows']} x {r['cols']})" for r in records)
-    units = Counter(f"{r['units']} (from {r['units_from']})" for r in records)
-    archives = sorted({r["archive"] for r in records if r["archive"]})
-    generated = f"; {', '.join(archives).upper()}: not observations" if archives else ""
-    dates = f"{when(records[0]['time'])} to {when(records[-1]['time'])}"
-    log(f"{name}: {len(records)} files, {dates}; {', '.join(steps)}; units {', '.join(units)}{generated}")
-    times = [record["time"] for record in records]
-    twice = [when(time) for time, count in Counter(times).items() if count > 1]
-    gaps = missing_days(times), "days are missing between days of the same month"
-    for found, words in ((twice, "times occur more than once"), gaps):
-        if found:
-            log(f"  {len(found)} {words}: {', '.join(found[:5])}{' ...' if len(found) > 5 else ''}")
-    if len({r["step"] for r in records}) > 1 or len(archives) > 1:
-        log("  NOTE: files of different steps or archives in one list")
-
-
-def missing_days(times):
-    """Days without a file between the first and the last day of each month that has any."""
-    days = np.unique(np.array(times, "datetime64[D]"))
-    months = np.split(days, np.flatnonzero(np.diff(days.astype("datetime64[M]")).astype(int)) + 1)
-    return [str(day) for day in np.setdiff1d(np.concatenate([np.arange(m[0], m[-1]) for m in months]), days)]
 
 
 if __name__ == "__main__":

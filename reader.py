@@ -55,7 +55,19 @@ MAX_CELLS = 1_000_000_000  # the whole globe at 0.01 degree holds 648 million; a
 MAKE_DAYS = "python 1create_data_lists.py --make-days"  # the command that turns files of many times into days
 
 __all__ = [
-    *("MAKE_DAYS", "UNITS", "Grid", "canonical", "choose", "grid_of", "inspect_files", "opened", "ratio"),
+    *(
+        "MAKE_DAYS",
+        "MAX_CELLS",
+        "UNITS",
+        "Grid",
+        "axes_of",
+        "canonical",
+        "choose",
+        "grid_of",
+        "inspect_files",
+        "opened",
+        "ratio",
+    ),
     *("read_field", "stamp", "to_mm"),
 ]
 
@@ -370,7 +382,19 @@ def _middles(nodes, dim, dataset):
 def _dimensions(field, dataset=None):
     """(latitude, longitude, the other dimensions, each of size 1) of a field, by name.
 
-    Raises: DataError: no latitude or longitude with a coordinate of numbers, or several fields in one.
+    Raises: DataError: several fields in one, or as axes_of.
+    """
+    lat, lon = axes_of(field, dataset)
+    extra = {dim: size for dim, size in field.sizes.items() if dim not in (lat, lon)}
+    if any(size != 1 for size in extra.values()):
+        raise DataError(_many(field, extra))
+    return lat, lon, tuple(extra)
+
+
+def axes_of(field, dataset=None):
+    """(latitude, longitude), the dimensions of a field by name.
+
+    Raises: DataError: no latitude or longitude with a coordinate of numbers in degrees.
     """
     lat, lon = _axes(field)
     if lat is None or lon is None or lat not in field.coords or lon not in field.coords:
@@ -398,10 +422,7 @@ def _dimensions(field, dataset=None):
                 f"{field.name or 'field'} has dimensions y and x that count cells; expected latitude and longitude in "
                 f"degrees; {_regrid(dataset)}"
             )
-    extra = {dim: size for dim, size in field.sizes.items() if dim not in (lat, lon)}
-    if any(size != 1 for size in extra.values()):
-        raise DataError(_many(field, extra))
-    return lat, lon, tuple(extra)
+    return lat, lon
 
 
 def _many(field, extra):

@@ -1,11 +1,15 @@
 """Laws of downloads.py and of files as data centres write them: values against numbers computed with numpy alone."""
 
+import json
+from pathlib import Path
+
 import netCDF4
 import numpy as np
 import pytest
-from conftest import nodes, rain
+from conftest import nodes, rain, run, write_nc, write_plain
 
 from reader import inspect_files, read_field
+from utils import DataError
 
 LAT, LON = nodes(26, 30, 0.25)[::-1], nodes(106, 110, 0.25)  # 17 x 17
 ERA5 = {  # attributes of tp as the Climate Data Store writes them today
@@ -93,3 +97,324 @@ def test_a_day_of_the_climate_data_store_is_read(tmp_path, dimension):
     assert (record["units"], record["units_from"], record["period"]) == ("m", "attribute", 24)
     np.testing.assert_allclose([record["mean"], record["maximum"]], [values.mean(), values.max()], rtol=1e-4)
     assert record["missing"] == 0 and record["extent"] == "105.875..110.125 E, 25.875..30.125 N"
+
+
+# ---------------------------------------------------------------- from a download to days
+
+HOUR = np.timedelta64(1, "h")
+
+
+def hourly(count, start="2023-08-01T00", step=HOUR):
+    """(amounts in mm (count, 17, 17), times) of consecutive periods, rain moving about and pausing."""
+    amounts = np.stack([rain((17, 17), k, 8.0) for k in range(count)])
+    return amounts, np.datetime64(start, "s") + np.arange(count) * step
+
+
+def days_of(folder, *argv, out="Data/DataTrain"):
+    """Make days by the command and read them: {date: values in mm}."""
+    run(1, "--make-days", folder, *argv)
+    return {str(read_field(path).time.values)[:10]: read_field(path).values for path in sorted(Path(out).glob("*.nc"))}
+
+
+def expect(found, wanted):
+    """Days with these dates and values, to float32 rounding of the sums."""
+    assert sorted(found) == sorted(wanted)
+    for day, values in wanted.items():
+        np.testing.assert_allclose(found[day], values, rtol=2e-6, atol=2e-5, err_msg=day)
+
+
+def grid_file(path, values, times, name="tp", dims=("time", "lat", "lon"), since="hours since 2023-08-01", **more):
+    """tp(dims) of values, times as numbers; more: bounds (N, 2) in the unit of time, attributes of tp."""
+    bounds, calendar = more.pop("bounds", None), more.pop("calendar", "standard")
+    sizes = dict(zip(dims, np.shape(values), strict=True))
+    clock = {"units": since, "calendar": calendar, "standard_name": "time"}
+    clock |= {"bounds": "time_bnds"} if bounds is not None else {}
+    variables = {
+        "lat": ("f8", ("lat",), LAT, {"units": "degrees_north"}),
+        "lon": ("f8", ("lon",), LON, {"units": "degrees_east"}),
+        "time": ("f8", ("time",), times, clock),
+        name: (more.pop("kind", "f4"), dims, values, more),
+    }
+    if bounds is not None:
+        variables["time_bnds"] = ("f8", ("time", "two"), bounds, {})
+    return write_plain(path, {**sizes, "two": 2}, variables)
+
+
+def test_hours_of_era5_become_days_by_one_command(workdir, capsys):
+    amounts, times = hourly(24 * 3 + 1)  # 00 UTC of 1 August to 00 UTC of 4 August, each the hour before
+    cds(workdir / "raw/era5.nc", amounts / 1000, times)
+    found = days_of("raw", "--days-folder", "Data/DataEval", out="Data/DataEval")
+    expect(found, {f"2023-08-0{d}": amounts[24 * d - 23 : 24 * d + 1].sum(0) for d in (1, 2, 3)})
+    assert json.loads(Path("Data/JsonPath/PreEval.json").read_text()) == [
+        f"Data/DataEval/2023_08_0{d}.nc" for d in (1, 2, 3)
+    ]
+    told = capsys.readouterr().out
+    assert "tp (Total precipitation) in m, 73 times from 2023-07-31T23:00 to 2023-08-04" in told
+    assert "each 1 h at the end of its period (GRIB_stepType accum)" in told
+    assert "left out: 1 incomplete days: 2023-07-31 (1 of 24 h)" in told
+    assert "eval: 3 files, 2023-08-01 to 2023-08-03; 0.25 degree (17 x 17)" in told and "24 h (time_bnds)" in told
+    record = json.loads(Path("Data/JsonPath/PreInfo.json").read_text())["files"]["eval"][0]
+    assert record["period"] == 24 and record["time"] == "2023-08-01T00:00"
+    with netCDF4.Dataset("Data/DataEval/2023_08_01.nc") as file:
+        assert file["time_bnds"][0].tolist() == [
+            (np.datetime64(d, "s") - np.datetime64("1900-01-01", "s")).astype(int) for d in ("2023-08-01", "2023-08-02")
+        ]
+        assert file.source == "era5.nc" and "GRIB_stepType accum" in file.day_rule and file["tp"].units == "mm"
+
+
+def test_months_in_files_of_their_own_are_joined_and_overlaps_count_once(workdir):
+    amounts, times = hourly(24 * 3 + 1)
+    cds(workdir / "raw/b.nc", amounts[40:] / 1000, times[40:])
+    cds(workdir / "raw/a.nc", amounts[:49] / 1000, times[:49])  # nine times are in both
+    expect(days_of("raw"), {f"2023-08-0{d}": amounts[24 * d - 23 : 24 * d + 1].sum(0) for d in (1, 2, 3)})
+    cds(workdir / "raw/b.nc", 2 * amounts[40:] / 1000, times[40:])
+    with pytest.raises(DataError, match="other amounts for 2023-08-02T16:00; expected each time once"):
+        days_of("raw")
+
+
+@pytest.mark.parametrize("how", ["files", "dimension"])
+def test_final_and_preliminary_era5_are_joined(workdir, how):
+    amounts, times = hourly(49)
+    if how == "files":
+        cds(workdir / "raw/a.nc", amounts[:31] / 1000, times[:31])
+        late = cds(workdir / "raw/b.nc", amounts[20:] / 999, times[20:])  # preliminary amounts differ
+        with netCDF4.Dataset(late, "a") as file:
+            file["expver"][:] = np.full(29, "0005", object)
+    else:
+        both = np.full((49, 2, 17, 17), np.nan)
+        both[:31, 0], both[31:, 1] = amounts[:31], amounts[31:]
+        stamps = (times - np.datetime64("2023-08-01", "s")) / HOUR
+        path = grid_file(workdir / "raw/a.nc", both / 1000, stamps, dims=("time", "expver", "lat", "lon"), **ERA5)
+        with netCDF4.Dataset(path, "a") as file:
+            file.createVariable("expver", "i4", ("expver",))[:] = [1, 5]
+    expected = amounts.copy()
+    if how == "files":
+        expected[31:] *= 1000 / 999
+    expect(days_of("raw"), {f"2023-08-0{d}": expected[24 * d - 23 : 24 * d + 1].sum(0) for d in (1, 2)})
+
+
+def test_amounts_of_era5_land_since_00_utc_are_taken_apart(workdir, capsys):
+    amounts, times = hourly(24 * 3, "2023-08-01T01")
+    since = amounts.reshape(3, 24, 17, 17).cumsum(1).reshape(-1, 17, 17)
+    cds(workdir / "raw/land.nc", since / 1000, times)
+    expect(days_of("raw"), {f"2023-08-0{d + 1}": amounts[24 * d : 24 * d + 24].sum(0) for d in range(3)})
+    assert "amounts since the start of each 24 hours, 00 UTC on: differences are taken" in capsys.readouterr().out
+    days = days_of("raw", "--utc-offset", 8, "--days-folder", "local", out="local")  # 16 UTC to 16 UTC
+    expect(days, {"2023-08-02": amounts[16:40].sum(0), "2023-08-03": amounts[40:64].sum(0)})
+
+
+def test_daily_amounts_at_00_utc_are_not_guessed_at(workdir):
+    amounts, times = hourly(4, "2023-08-01", 24 * HOUR)
+    cds(workdir / "raw/days.nc", amounts / 1000, times)
+    with pytest.raises(DataError, match=r"ERA5-Land are those of the day before \(--stamps end\)"):
+        days_of("raw")
+    before = {f"2023-{d}": amounts[k] for k, d in enumerate(("07-31", "08-01", "08-02", "08-03"))}
+    expect(days_of("raw", "--stamps", "end", "--days-folder", "land", out="land"), before)
+    own = {f"2023-08-0{k + 1}": amounts[k] for k in range(4)}
+    expect(days_of("raw", "--stamps", "start", "--days-folder", "statistics", out="statistics"), own)
+
+
+@pytest.mark.parametrize(
+    ("argv", "day", "first"),
+    [
+        (["--day-start", 12], "2023-08-01", 12),
+        (["--day-start", -12], "2023-08-02", 12),
+        (["--utc-offset", 8], "2023-08-02", 16),
+        (["--utc-offset", -5], "2023-08-01", 5),
+        (["--day-start", -4], "2023-08-02", 20),
+    ],
+)
+def test_days_begin_where_they_are_told_to(workdir, argv, day, first):
+    amounts, times = hourly(50, "2023-08-01T01")
+    cds(workdir / "raw/era5.nc", amounts / 1000, times)
+    found = days_of("raw", *argv)
+    np.testing.assert_allclose(found[day], amounts[first : first + 24].sum(0), rtol=2e-6, atol=2e-5)
+    with netCDF4.Dataset(f"Data/DataTrain/{day.replace('-', '_')}.nc") as file:
+        begin = np.datetime64("1900-01-01", "s") + int(file["time_bnds"][0, 0]) * np.timedelta64(1, "s")
+        assert begin == np.datetime64("2023-08-01", "s") + first * HOUR
+
+
+@pytest.mark.parametrize("stamps", ["end", "start", "middle"])
+@pytest.mark.parametrize("units", ["mm", "mm/3h", "mm h-1", "kg m-2 s-1"])
+def test_three_hours_without_bounds_need_the_stamps(workdir, stamps, units):
+    amounts, _ = hourly(17, step=3 * HOUR)
+    hours = np.arange(17) * 3 + {"end": 3, "start": 0, "middle": 1.5}[stamps]
+    factor = {"mm": 1, "mm/3h": 1, "mm h-1": 3, "kg m-2 s-1": 10800}[units]
+    grid_file(workdir / "raw/a.nc", amounts / factor, hours, units=units, long_name="rain")
+    wanted = {"2023-08-01": amounts[:8].sum(0), "2023-08-02": amounts[8:16].sum(0)}
+    if stamps != "middle":  # half past is no start and no end
+        with pytest.raises(DataError, match="--stamps end or --stamps start"):
+            days_of("raw")
+    expect(days_of("raw", *([] if stamps == "middle" else ["--stamps", stamps])), wanted)
+
+
+@pytest.mark.parametrize("units", ["mm", "kg m-2 s-1"])
+@pytest.mark.parametrize("hours", [1, 3, 6, 24])
+def test_bounds_say_from_when_to_when(workdir, units, hours):
+    count = 48 // hours
+    amounts, _ = hourly(count)
+    edges = np.arange(count + 1) * hours
+    bounds = np.stack([edges[:-1], edges[1:]], 1)
+    factor = 1 if units == "mm" else hours * 3600
+    grid_file(workdir / "raw/a.nc", amounts / factor, edges[1:], bounds=bounds, units=units, name="pr")
+    half = count // 2
+    expect(days_of("raw"), {"2023-08-01": amounts[:half].sum(0), "2023-08-02": amounts[half:].sum(0)})
+
+
+def forecast(path, amounts, issues, leads, **attrs):
+    """As cfgrib writes it: tp(time, step, latitude, longitude), time the issue, valid_time of two dimensions."""
+    issues = np.asarray(issues, "M8[s]")
+    seconds = issues.astype("int64")
+    variables = {
+        "latitude": ("f8", ("latitude",), LAT, {"units": "degrees_north", "standard_name": "latitude"}),
+        "longitude": ("f8", ("longitude",), LON, {"units": "degrees_east", "standard_name": "longitude"}),
+        "number": ("i8", (), 0, {"standard_name": "realization", "units": "1"}),
+        "time": (
+            "i8",
+            ("time",),
+            seconds,
+            {"units": "seconds since 1970-01-01", "standard_name": "time"}
+            | {"long_name": "initial time of forecast", "calendar": "proleptic_gregorian"},
+        ),
+        "step": ("f8", ("step",), leads, {"units": "hours", "standard_name": "forecast_period"}),
+        "valid_time": (
+            "i8",
+            ("time", "step"),
+            seconds[:, None] + np.multiply(leads, 3600).astype(int),
+            {"units": "seconds since 1970-01-01", "standard_name": "time", "long_name": "time"},
+        ),
+        "tp": (
+            "f4",
+            ("time", "step", "latitude", "longitude"),
+            amounts,
+            {**ERA5, "coordinates": "number time step latitude longitude valid_time", **attrs},
+        ),
+    }
+    sizes = {"time": len(issues), "step": len(leads), "latitude": 17, "longitude": 17}
+    return write_plain(path, sizes, variables)
+
+
+@pytest.mark.parametrize("since", [True, False])
+def test_short_forecasts_that_follow_one_another_are_days(workdir, since):
+    """ERA5-Land by cfgrib counts from 00 UTC on; ERA5's forecasts of 06 and 18 UTC give each hour."""
+    amounts, _ = hourly(48, "2023-08-01T01")
+    if since:
+        values = amounts.reshape(2, 24, 17, 17).cumsum(1)
+        forecast(workdir / "raw/land.nc", values / 1000, ["2023-08-01", "2023-08-02"], np.arange(1, 25))
+        wanted = {"2023-08-01": amounts[:24].sum(0), "2023-08-02": amounts[24:].sum(0)}
+    else:
+        issues = np.datetime64("2023-07-31T18", "s") + np.arange(4) * 12 * HOUR
+        forecast(workdir / "raw/era5.nc", amounts.reshape(4, 12, 17, 17) / 1000, issues, np.arange(1, 13))
+        wanted = {"2023-08-01": amounts[6:30].sum(0)}
+    expect(days_of("raw"), wanted)
+
+
+def test_forecasts_become_a_file_for_each_day_that_they_cover(workdir, capsys):
+    leads = np.arange(6, 78, 6)  # issued at 18 UTC: whole days from 00 UTC on, 6 h later
+    amounts = np.stack([[rain((17, 17), 20 * k + n, 8.0) for n in range(12)] for k in range(2)])
+    issues = ["2023-08-10T18", "2023-08-11T18"]
+    forecast(workdir / "raw/tp.nc", amounts.cumsum(1) / 1000, issues, leads)
+    run(1, "--make-days", "raw", "--days-folder", "Data/DataObj")
+    names = sorted(path.name for path in Path("Data/DataObj").iterdir())
+    assert names == [f"2023_08_{i}_18_08_{i + k}.nc" for i in (10, 11) for k in (1, 2)]
+    for k, issue in enumerate((10, 11)):
+        for day in (1, 2):
+            tp = read_field(f"Data/DataObj/2023_08_{issue}_18_08_{issue + day}.nc")
+            np.testing.assert_allclose(tp, amounts[k, 4 * day - 3 : 4 * day + 1].sum(0), rtol=1e-5, atol=1e-4)
+            assert str(tp.time.values)[:13] == f"2023-08-{issue + day}T00"
+            assert str(tp.forecast_reference_time.values)[:13] == f"2023-08-{issue}T18"
+    told = capsys.readouterr().out
+    assert "2 forecasts of up to 72 h (6 h), amounts since the start of each forecast" in told
+    assert "obj: 4 files" in told and "2023-08-10T18:00 for 2023-08-13 (18 of 24 h)" in told
+
+
+def test_a_year_of_days_is_cut_as_it_is(workdir):
+    amounts, _ = hourly(3)
+    words = {"units": "mm/day", "standard_name": "convective precipitation rate", "time_step": "day"}
+    words["long_name"] = "Climate Hazards group InfraRed Precipitation with Stations"
+    path = workdir / "raw/chirps-v2.0.2023.days_p25.nc"
+    grid_file(path, amounts, [15918, 15919, 15920], "precip", since="days since 1980-1-1 0:0:0", **words)
+    expect(days_of("raw"), {f"2023-08-{d}": amounts[k] for k, d in enumerate(("01", "02", "03"))})
+
+
+@pytest.mark.parametrize("dims", [("time", "lon", "lat"), ("lon", "lat", "time"), ("time", "number", "lat", "lon")])
+def test_any_order_packing_and_members(workdir, dims):
+    amounts, times = hourly(24)
+    values = amounts.copy()
+    values[5, 3, 4] = np.nan  # missing in one hour is missing in the day
+    packed = np.where(np.isnan(values), -32768, np.round(values * 256)).astype("i2")
+    if "number" in dims:
+        packed = np.stack([packed * 0, packed], 1)
+    packed = packed.transpose([{"time": 0, "lat": -2, "lon": -1, "number": 1}[d] for d in dims])
+    about = {"kind": "i2", "scale_factor": 1 / 256, "_FillValue": np.int16(-32768), "units": "mm"}
+    path = grid_file(workdir / "raw/a.nc", packed, np.arange(24), dims=dims, **about)
+    argv = ["--stamps", "start"]
+    if "number" in dims:
+        with netCDF4.Dataset(path, "a") as file:
+            file.createVariable("number", "i4", ("number",))[:] = [0, 7]
+        with pytest.raises(DataError, match=r"2 fields along number \(0, 7\); expected one: choose it with --member"):
+            days_of("raw", *argv)
+        with pytest.raises(DataError, match="no such member along number"):
+            days_of("raw", *argv, "--member", 3)
+        argv += ["--member", 7]
+    expect(days_of("raw", *argv), {"2023-08-01": values.sum(0)})
+
+
+def test_incomplete_days_are_left_out_and_named(workdir, capsys):
+    amounts, times = hourly(24 * 4, "2023-08-01T01")
+    keep = np.r_[0:30, 31:96]
+    cds(workdir / "raw/era5.nc", amounts[keep] / 1000, times[keep])
+    expect(days_of("raw"), {f"2023-08-0{d}": amounts[24 * d - 24 : 24 * d].sum(0) for d in (1, 3, 4)})
+    assert "left out: 1 incomplete days: 2023-08-02 (23 of 24 h)" in capsys.readouterr().out
+    for path in Path("raw").iterdir():
+        path.unlink()
+    cds(workdir / "raw/era5.nc", amounts[:5] / 1000, times[:5])
+    with pytest.raises(DataError, match="no whole day; found tp .* 5 times from 2023-08-01 to 2023-08-01T05:00"):
+        days_of("raw")
+
+
+def test_days_of_unchanged_files_are_kept(workdir, capsys):
+    amounts, times = hourly(48, "2023-08-01T01")
+    for k in (0, 1):
+        cds(workdir / f"raw/{k}.nc", amounts[24 * k : 24 * k + 24] / 1000, times[24 * k : 24 * k + 24])
+    days_of("raw")
+    assert "made 2 days, kept 0" in capsys.readouterr().out
+    first = Path("Data/DataTrain/2023_08_01.nc").stat().st_mtime_ns
+    cds(workdir / "raw/1.nc", 2 * amounts[24:] / 1000, times[24:])
+    expect(days_of("raw"), {"2023-08-01": amounts[:24].sum(0), "2023-08-02": 2 * amounts[24:].sum(0)})
+    assert "made 1 days, kept 1" in capsys.readouterr().out
+    assert Path("Data/DataTrain/2023_08_01.nc").stat().st_mtime_ns == first
+    Path("Data/DataTrain/2023_08_02.nc").write_bytes(b"cut short")
+    with pytest.raises(DataError, match="2023_08_02.nc: is there already and was not made by --make-days"):
+        days_of("raw")
+
+
+def test_what_is_no_download_is_refused_in_words(workdir):
+    amounts, times = hourly(24, "2023-08-01T01")
+    for folder, match, make in (
+        ("t2m", "K.*not understood as rain", lambda p: cds(p, amounts, times, units="K")),
+        ("bare", "no units attribute; say which with --units", lambda p: grid_file(p, amounts, range(24))),
+        ("month", "days apart; expected days", lambda p: grid_file(p, amounts[:2], [0, 744], units="mm")),
+        ("one", "holds one time and no bounds", lambda p: grid_file(p, amounts[:1], [0], units="mm")),
+    ):
+        make(workdir / folder / "a.nc")
+        with pytest.raises(DataError, match=f"{folder}/a.nc.*{match}|{match}"):
+            days_of(folder)
+    with pytest.raises(DataError, match="holds the downloads; expected another folder"):
+        days_of("bare", "--days-folder", "bare")
+    cds(workdir / "two/a.nc", amounts / 1000, times)
+    write_nc(workdir / "two/b.nc", amounts[0], LAT + 1, LON, attrs={"units": "mm"}, coords={"time": times[0]})
+    with pytest.raises(DataError, match="another grid"):
+        days_of("two")
+    negative = amounts.copy()
+    negative[3, 2, 2] = -500
+    cds(workdir / "negative/a.nc", negative / 1000, times)
+    with pytest.raises(DataError, match="a.nc: the day 2023-08-01: .*row 2 from the north, column 2 from the west"):
+        days_of("negative")
+    assert not list(workdir.glob("Data/DataTrain/*"))
+
+
+@pytest.mark.parametrize("argv", [["--day-start", "nan"], ["--day-start", 24], ["--utc-offset", "x"]])
+def test_hours_have_bounds(workdir, argv):
+    with pytest.raises(SystemExit):
+        run(1, "--make-days", "raw", *argv)

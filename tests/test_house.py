@@ -14,6 +14,7 @@ FLOORS = {
     "reader": 1,
     "threads": 1,
     "datasets": 2,
+    "downloads": 2,
     "models": 2,
     "verification": 3,
     "plots": 3,
