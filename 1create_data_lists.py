@@ -15,7 +15,7 @@ import runpy
 from pathlib import Path
 
 import utils
-from downloads import DayRule, add_day_arguments, describe, make_days
+from downloads import DayRule, add_day_arguments, describe, files_of, how_to_convert, make_days
 from reader import UNITS, inspect_files
 from utils import DataError, log
 
@@ -56,7 +56,7 @@ def main(argv=None):
         args.units = "auto"  # the days are in mm
     records, left_out = {}, []
     for name, given in folders.items():
-        paths, others = utils.find_files(given)
+        paths, others = files_of(given)
         found, faults = inspect_files(paths, args.units)
         records[name], bad = utils.usable(found, faults, given, min_size=args.min_size, skip_bad=args.skip_bad)
         left_out += others + bad
@@ -75,10 +75,9 @@ def choose_folders(args):
     """
     given = {name: getattr(args, f"{name}_folders") for name in FOLDERS}
     given = {name: folders for name, folders in given.items() if folders}
-    if args.make_days:
-        name = {Path(folder): name for name, folder in DEFAULTS.items()}.get(Path(args.days_folder), "train")
-        if args.days_folder not in [folder for folders in given.values() for folder in folders]:
-            given[name] = [*given.get(name, []), args.days_folder]
+    if args.make_days and args.days_folder not in [folder for folders in given.values() for folder in folders]:
+        name = next((name for name in ("eval", "obj") if name in Path(args.days_folder).name.lower()), "train")
+        given[name] = [*given.get(name, []), args.days_folder]
     for name in ("train", "eval"):
         if f"{name}_hr" in given and name not in given:
             raise DataError(f"--{name}-hr-folders needs --{name}-folders: the LR days that the truth is paired with")
@@ -99,7 +98,13 @@ def default_folders():
         if inside:
             found[name] = [folder]
             continue
-        words = f"no .nc file ({', '.join(others[:5])})" if others else "empty" if there else "absent"
+        words = (
+            f"no .nc file ({', '.join(others[:5])}{how_to_convert(others)})"
+            if others
+            else "empty"
+            if there
+            else "absent"
+        )
         log(f"{folder}: {words}; no {name} list is written")
     if not found:
         raise DataError(

@@ -20,18 +20,40 @@ from pathlib import Path
 import numpy as np
 
 import utils
-from metadata import bounds_variable, dates, own_units, seconds_of, shown, text_of, time_roles, unit_factor
-from reader import MAKE_DAYS, MAX_CELLS, axes_of, canonical, choose, opened, stamp
+from metadata import bounds_variable, dates, name_times, own_units, seconds_of, shown, text_of, time_roles, unit_factor
+from reader import MAKE_DAYS, MAX_CELLS, axes_of, canonical, choose, newest, opened, stamp
 from utils import DataError, log, when
 
 HOUR, DAY = np.timedelta64(3600, "s"), np.timedelta64(86400, "s")
+OTHER_KINDS = {  # endings of files of other kinds, and what to do with them
+    (".grib", ".grb", ".grib2", ".grb2"): "GRIB becomes NetCDF by cdo -f nc4 copy IN.grib OUT.nc",
+    (
+        ".h5",
+        ".hdf5",
+        ".he5",
+    ): "HDF5 is read where ncdump -h shows the rain with lat and lon: name it .nc; out of a group "
+    "ncks -G : -g GROUP IN.h5 OUT.nc lifts it",
+    (".hdf",): "HDF4 becomes NetCDF by h4tonccf IN.hdf OUT.nc",
+    (".gz", ".zip", ".tar", ".tgz", ".bz2"): "unpack them first (gunzip, unzip, tar -x)",
+    (".tif", ".tiff"): "GeoTIFF becomes NetCDF by gdal_translate -of netCDF IN.tif OUT.nc, with units by ncatted",
+    (".zarr",): "Zarr becomes NetCDF by xarray: open_zarr(IN).to_netcdf(OUT)",
+}
 STAMPS = ("end", "middle", "start")
 BLOCK = 16_000_000  # values read at a time: 128 MB as float64
 CHUNK_CACHE = 400 * 2**20  # bytes of decompressed chunks that stay in memory between two days
 WINDOWS = (24, 12)  # hours after which amounts since a start begin anew, at 00 UTC (ERA5-Land, ERA-Interim)
 VERSION = 1  # raise when days come out otherwise: earlier ones are then made anew
 
-__all__ = ["STAMPS", "DayRule", "add_day_arguments", "describe", "make_days", "missing_days"]
+__all__ = [
+    "STAMPS",
+    "DayRule",
+    "add_day_arguments",
+    "describe",
+    "files_of",
+    "how_to_convert",
+    "make_days",
+    "missing_days",
+]
 
 
 @dataclass(frozen=True)
@@ -64,7 +86,7 @@ def add_day_arguments(parser, folder):
     add(
         "--make-days", nargs="+", default=[], metavar="DIR", help="folders of one product; one file a day is made of it"
     )
-    words = "where the days go; those in Data/DataEval and Data/DataObj make these lists, any other the train list"
+    words = "where the days go; they make the eval or obj list where its name has eval or obj, else the train list"
     add("--days-folder", default=folder, metavar="DIR", help=f"{words} (default: %(default)s)")
     words = "a day begins so many hours after 00 UTC of its date; -12: it ends at 12 UTC (20 Beijing time) of its date"
     begin.add_argument("--day-start", type=_hours, default=0.0, metavar="H", help=f"{words} (default: 0)")
@@ -126,7 +148,7 @@ def make_days(folders, out, rule=None, skip_bad=False):
     rule, out = rule or DayRule(), Path(out)
     if out.resolve() in [Path(folder).resolve() for folder in folders]:
         raise DataError(f"{out}: holds the downloads; expected another folder for the days: name it with --days-folder")
-    paths, others = utils.find_files(folders)
+    paths, others = files_of(folders)
     for words in others:
         log(f"left out: {words}")
     sources = _headers(paths, rule, skip_bad)
@@ -142,6 +164,23 @@ def make_days(folders, out, rule=None, skip_bad=False):
 
 
 # ---------------------------------------------------------------- headers
+
+
+def files_of(folders):
+    """utils.find_files; where a folder holds other kinds of files, its error says how to make NetCDF of them."""
+    try:
+        return utils.find_files(folders)
+    except DataError as error:
+        names = [path.name for folder in folders if Path(folder).is_dir() for path in Path(folder).iterdir()]
+        raise DataError(f"{error}{how_to_convert(names)}") from None
+
+
+def how_to_convert(names):
+    """Words on how to make NetCDF of files of other kinds, with a colon before; "" where none is known."""
+    for suffixes, words in OTHER_KINDS.items():
+        if any(name.lower().endswith(suffixes) for name in names):
+            return f": {words}"
+    return ""
 
 
 def _headers(paths, rule, skip_bad):
@@ -238,8 +277,14 @@ def _values(source, field, dataset, free, fixed):
         key=lambda name: (roles[name] == "valid") == (lead is not None and lead in free),
     )
     clock = clocks[0] if clocks else None
+    named = name_times(Path(source.path).stem)
+    if clock is None and named and named[1] is None and not free:
+        return [Value(source, tuple(fixed.items()), named[0].astype("M8[s]"))]
     if clock is None or any(dim not in (clock, lead) for dim in free if dim not in roles):
-        raise DataError(f"{field.name} has dimensions {dict(field.sizes)} and no time coordinate; expected one")
+        raise DataError(
+            f"{field.name} has dimensions {dict(field.sizes)} and no time coordinate; expected one, or one time a "
+            "file and a name like 2023_08_01_0600.nc"
+        )
     times, steps = dates(coords[clock], clock), seconds_of(coords[lead]) if lead else np.zeros(1)
     if not np.isfinite(steps).all():
         raise DataError(f"{lead} has units {shown(coords[lead].attrs.get('units', ''))!r}; expected hours or days")
@@ -630,15 +675,8 @@ def _read_run(field, lat, lon, run):
     place = {dim: slice(i, last[dim] + 1) if dim == along else i for dim, i in first.items()}
     part = field.isel(place)
     try:
-        if "expver" in part.dims:
-            order = np.argsort(part.coords["expver"].values.astype(str))
-            part = part.transpose("expver", *filter(None, [along]), lat, lon)
-            versions = part.values[order].astype("float64")
-            values = versions[0]
-            for version in versions[1:]:
-                values = np.where(np.isnan(values), version, values)
-        else:
-            values = part.transpose(*filter(None, [along]), lat, lon).values.astype("float64")
+        part = newest(part) if "expver" in part.dims else part
+        values = part.transpose(*filter(None, [along]), lat, lon).values.astype("float64")
     except (OSError, RuntimeError, ValueError) as error:
         words = shown((str(error).splitlines() or [type(error).__name__])[0])
         raise DataError(
@@ -698,7 +736,9 @@ def _odd(records):
         yield f"NOTE: several variables in one list: {', '.join(sorted({r['variable'] for r in records}))}"
     short = [r["period"] for r in records if r["period"] and r["period"] < 20.5]
     if short:
-        yield f"NOTE: amounts over {short[0]:g} h, not of days; {MAKE_DAYS} FOLDER makes days of such files"
+        folder = shown(Path(records[0]["path"]).parent.as_posix())
+        command = f"{MAKE_DAYS} {folder} --days-folder {folder}_days"
+        yield f"NOTE: amounts over {short[0]:g} h, not of days; {command} makes days"
     if len(records) > 9 and max(r["maximum"] for r in records) < 1:
         yield "NOTE: no amount reaches 1 mm in all files: are the units right? --units says others"
     starts = np.unique(np.array(times, "M8[D]"))

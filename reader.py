@@ -112,7 +112,7 @@ def canonical(field, path=None, units=None, dataset=None, undecided=None):
         values = to_mm(values, units, hours).astype("float32")
         grid = Grid.from_centres(lats, lons)
     except DataError as error:
-        raise DataError(f"{name}: {error}") from None
+        raise DataError(f"{name}: {_with_folder(error, path)}") from None
     times = {"time": time, "forecast_reference_time": reference}
     coords = {key: np.datetime64(value, "ns") for key, value in times.items() if value is not None}
     attrs = {"units": "mm", "units_in_file": units, "source": Path(path).name if path else "memory"}
@@ -233,11 +233,11 @@ def _load(dataset, path):
     try:
         _dimensions(field, dataset)  # many times are told before anything is read
     except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{path}: {_with_folder(error, path)}") from None
     if field.size > MAX_CELLS:
         raise DataError(f"{path}: {field.name} has {dict(field.sizes)}; expected one day, at most {MAX_CELLS:g} cells")
     try:  # damage inside a file shows only when its values are read
-        return field.load()
+        return newest(field) if "expver" in field.dims else field.load()
     except Exception as error:
         raise _damaged(path, error) from None
 
@@ -288,26 +288,30 @@ def _refuse_mapping(field, dataset):
         if kind not in (None, "latitude_longitude"):
             raise DataError(
                 f"{field.name} is on a grid of mapping {shown(kind)}; expected latitude and longitude: "
-                f"{_regrid(dataset)}"
+                f"{_regrid(field, dataset)}"
             )
 
 
-def _plane(dataset, names, unit):
-    """The values of a latitude (or longitude) that is given for each cell of two dimensions; None where none is."""
+def _plane(dataset, names, compass):
+    """(name, Variable) of a latitude or longitude given for each cell of two dimensions; None where there is none."""
     for name, variable in () if dataset is None else dataset.variables.items():
         attrs = {key: str(variable.attrs.get(key, "")).lower() for key in ("standard_name", "units")}
-        own = attrs["units"].startswith(unit) or attrs["standard_name"] == names[1]
-        named = re.fullmatch(rf"x?{names[0]}(itude)?(_?[m0-9])?", str(name).lower())
+        own = re.match(f"degrees?_?{compass}", attrs["units"]) or attrs["standard_name"] == names[1]
+        named = re.fullmatch(rf"x?{names[0]}(g|itude)?(_?[m0-9])?", str(name).lower())
         if (own or named) and sum(size > 1 for size in variable.shape) == 2 and variable.dtype.kind in "fiu":
-            return np.asarray(variable.values, "float64")
+            return name, variable
     return None
 
 
-def _regrid(dataset):
+def _regrid(field, dataset):
     """The command that brings a file to a regular grid of latitude and longitude, in one line."""
-    lat, lon = _plane(dataset, LAT_NAMES, "degrees_n"), _plane(dataset, LON_NAMES, "degrees_e")
-    if lat is None or lon is None or not (np.isfinite(lat).all() and np.isfinite(lon).all()):
+    lat, lon = _plane(dataset, LAT_NAMES, "n"), _plane(dataset, LON_NAMES, "e")
+    if lat is None or lon is None:
         return "regrid it first, for example with cdo remapcon,r3600x1800 IN OUT (the globe at 0.1 degree)"
+    method = "remapcon" if "bounds" in lat[1].attrs else "remapbil"  # cdo remapcon asks for the corners of cells
+    linked = all(name in field.coords for name, _ in (lat, lon))  # by the attribute `coordinates`
+    link = "" if linked else f"ncatted -O -a coordinates,{field.name},o,c,'{lon[0]} {lat[0]}' IN linked.nc; "
+    lat, lon = (np.asarray(v.values, "float64")[np.isfinite(v.values)] for _, v in (lat, lon))
     south, north, west, east = (float(v) for v in (lat.min(), lat.max(), lon.min(), lon.max()))
     middle = math.cos(math.radians((south + north) / 2))
     step = float(f"{math.sqrt((north - south) * (east - west) / lat.size) * min(1, middle + 0.3):.1g}") or 1.0
@@ -315,8 +319,8 @@ def _regrid(dataset):
     size = [max(2, int((end - begin) / step)) for begin, end in zip(first, (east, north), strict=True)]
     grid = f"gridtype=lonlat\\nxsize={size[0]}\\nysize={size[1]}\\nxfirst={first[0]:.6g}\\nxinc={step:g}"
     return (
-        f"regrid it first: printf '{grid}\\nyfirst={first[1]:.6g}\\nyinc={step:g}\\n' > grid.txt; cdo "
-        "remapcon,grid.txt IN OUT (remapbil where it asks for corners of cells)"
+        f"regrid it first: {link}printf '{grid}\\nyfirst={first[1]:.6g}\\nyinc={step:g}\\n' > grid.txt; cdo "
+        f"{method},grid.txt {'IN' if linked else 'linked.nc'} OUT"
     )
 
 
@@ -367,7 +371,7 @@ def _middles(nodes, dim, dataset):
     middles = nodes + ((low + high) / 2 - nodes + 180) % 360 - 180
     step, width = float(np.median(np.abs(np.diff(nodes)))), high - low
     slack = 1e-2 * step + SINGLE
-    polar = (np.abs(np.abs(nodes) - 90) < slack) & (np.maximum(np.abs(low), np.abs(high)) > 90 - slack)
+    polar = (np.abs(np.abs(nodes) - 90) < slack) & (width < 0.75 * step)
     fits = polar | (np.abs(width - step) < slack) & (np.abs(middles - nodes) < step / 2 + slack)
     if not fits.all():
         k = int(np.argmin(fits))
@@ -386,9 +390,18 @@ def _dimensions(field, dataset=None):
     """
     lat, lon = axes_of(field, dataset)
     extra = {dim: size for dim, size in field.sizes.items() if dim not in (lat, lon)}
-    if any(size != 1 for size in extra.values()):
+    if any(size != 1 and dim != "expver" for dim, size in extra.items()):
         raise DataError(_many(field, extra))
     return lat, lon, tuple(extra)
+
+
+def newest(field):
+    """A field of ERA5 without its dimension expver, in memory: the final version (1) where it is there, else 5."""
+    order = np.argsort(field.coords["expver"].values.astype(str)) if "expver" in field.coords else slice(None)
+    final, *others = field.transpose("expver", ...).load()[order]
+    for other in others:
+        final = final.fillna(other)
+    return final.drop_vars("expver", errors="ignore")
 
 
 def axes_of(field, dataset=None):
@@ -405,7 +418,7 @@ def axes_of(field, dataset=None):
         there = ", ".join(f"{shown(dim)} ({shown(about, 40)})" for dim, about in words.items())
         raise DataError(
             f"{field.name or 'field'} has dimensions {there or 'none'}; expected latitude and longitude in degrees, "
-            f"each with a coordinate; {_regrid(dataset)}"
+            f"each with a coordinate; {_regrid(field, dataset)}"
         )
     for name, what in ((field.name, field), *((dim, field.coords.variables[dim]) for dim in (lat, lon))):
         if what.dtype.kind not in "fiu":
@@ -417,12 +430,18 @@ def axes_of(field, dataset=None):
     ):
         axes = [np.asarray(field.coords.variables[dim].values, "float64") for dim in (lat, lon)]
         counted = all(np.array_equal(nodes - nodes[:1], np.arange(len(nodes))) and nodes[0] in (0, 1) for nodes in axes)
-        if counted or _plane(dataset, LAT_NAMES, "degrees_n") is not None:
+        if counted or _plane(dataset, LAT_NAMES, "n") is not None:
             raise DataError(
                 f"{field.name or 'field'} has dimensions y and x that count cells; expected latitude and longitude in "
-                f"degrees; {_regrid(dataset)}"
+                f"degrees; {_regrid(field, dataset)}"
             )
     return lat, lon
+
+
+def _with_folder(error, path):
+    """The words of an error whose command takes FOLDER, with the folder of the file and one for days."""
+    folder = shown(Path(path or "FOLDER/x.nc").parent.as_posix())
+    return str(error).replace("FOLDER", f"{folder} --days-folder {folder}_days")
 
 
 def _many(field, extra):
@@ -447,9 +466,8 @@ def _many(field, extra):
             span = f", from {when(times[0])} to {when(times[-1])}"
         except DataError:
             pass
-    size = max(extra.values())
-    what = "versions (expver)" if clock is None and "expver" in extra else "times" if clock else "fields"
-    return f"{name} has {extra}: {size} {what}{span}; expected one field a file: {MAKE_DAYS} FOLDER makes days of it"
+    what = f"{max(extra.values())} {'times' if clock else 'fields'}{span}"
+    return f"{name} has {extra}: {what}; expected one field a file: {MAKE_DAYS} FOLDER makes days of it"
 
 
 # ---------------------------------------------------------------- times
@@ -586,15 +604,15 @@ def to_mm(values, units, hours=None):
             bad = np.isinf(mm) | (mm < PACKING_NOISE) | (mm > MAX_DAILY)
     if bad.any():
         row, col = np.argwhere(bad)[0]
-        low = PACKING_NOISE / factor
+        if values[row, col] < 0:  # a little below 0: made by interpolation; far below: a code
+            low, close = PACKING_NOISE / factor, values[row, col] * factor > -10
+            command = f"cdo {'setrtoc' if close else 'setrtomiss'},-1e30,{low:g}{',0' if close else ''} IN OUT"
+            advice = f"{command} makes such cells {'0' if close else 'missing'}"
+        else:
+            advice = "wrong units? override with --units"
         raise DataError(
             f"row {row} from the north, column {col} from the west holds {values[row, col]:g} {units} ({bad.sum()} "
-            f"such cell(s)); expected 0 to {MAX_DAILY:g} mm, NaN for missing; "
-            + (
-                f"a code for no data? cdo setrtomiss,-1e30,{low:g} IN OUT makes it missing (values in {units})"
-                if values[row, col] < 0
-                else "wrong units? override with --units"
-            )
+            f"such cell(s)); expected 0 to {MAX_DAILY:g} mm, NaN for missing; {advice}"
         )
     if not np.isfinite(mm).any():
         raise DataError("every value is missing; expected a field of rain")

@@ -1049,7 +1049,9 @@ def test_what_stage_1_does_not_look_at_is_said(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert len(json.loads((tmp_path / "Data/JsonPath/PreEval.json").read_text())) == 3
     assert "left out: Data/DataEval: 3 that are not named .nc, .nc4, .cdf: 2023_08_04.nc.gz, notes.txt, older" in told
-    assert "Data/DataObj: no .nc file (2023.grib); no obj list is written" in told
+    assert (
+        "Data/DataObj: no .nc file (2023.grib): GRIB becomes NetCDF by cdo -f nc4 copy IN.grib OUT.nc; no obj" in told
+    )
 
 
 @pytest.mark.parametrize("name", ["train", "eval"])

@@ -1,6 +1,7 @@
 """Laws of downloads.py and of files as data centres write them: values against numbers computed with numpy alone."""
 
 import json
+import re
 from pathlib import Path
 
 import netCDF4
@@ -418,3 +419,122 @@ def test_what_is_no_download_is_refused_in_words(workdir):
 def test_hours_have_bounds(workdir, argv):
     with pytest.raises(SystemExit):
         run(1, "--make-days", "raw", *argv)
+
+
+# ---------------------------------------------------------------- what stage 1 says
+
+
+def type_advice(error):
+    """Type the command with --make-days that an error shows."""
+    words = re.search(r"--make-days [^;]*?(?= makes| writes|$)", str(error))[0].replace("NUMBER", "3").split()
+    run(1, *words)
+
+
+def test_a_file_of_many_times_is_told_the_command_that_works(workdir):
+    amounts, times = hourly(73)
+    cds(workdir / "Data/DataEval/august.nc", amounts / 1000, times)
+    with pytest.raises(DataError, match="73 times, from 2023-08-01 to 2023-08-04; expected one field a file") as error:
+        run(1)
+    type_advice(error.value)
+    assert len(json.loads(Path("Data/JsonPath/PreEval.json").read_text())) == 3
+    tp = read_field("Data/DataEval_days/2023_08_02.nc")
+    np.testing.assert_allclose(tp, amounts[25:49].sum(0), rtol=2e-6, atol=2e-5)
+
+
+def test_files_of_members_and_of_versions_are_told_what_helps(workdir):
+    amounts, _ = hourly(3)
+    for day in range(3):
+        values = np.stack([amounts[day] * k / 4 for k in range(5)])[None]
+        path = grid_file(
+            workdir / f"ens/{day}.nc", values, [24 * day], dims=("time", "number", "lat", "lon"), units="mm"
+        )
+        with netCDF4.Dataset(path, "a") as file:
+            file.createVariable("number", "i4", ("number",))[:] = range(5)
+        both = np.stack([amounts[day] * np.nan, amounts[day]])[None]
+        grid_file(
+            workdir / f"both/2023_08_0{day + 1}.nc", both, [24 * day], dims=("time", "expver", "lat", "lon"), units="mm"
+        )
+    with pytest.raises(DataError, match="5 fields along number .* --member NUMBER") as error:
+        run(1, "--train-folders", "ens")
+    type_advice(error.value)
+    np.testing.assert_allclose(read_field("ens_days/2023_08_02.nc"), amounts[1] * 3 / 4, rtol=1e-6)
+    run(1, "--train-folders", "both")  # one day a file needs no other command
+    np.testing.assert_allclose(read_field("both/2023_08_02.nc"), amounts[1], rtol=1e-6)
+
+
+def test_days_stamped_at_their_end_are_told_the_command_that_works(workdir):
+    amounts, times = hourly(3, "2023-08-02", 24 * HOUR)
+    for k in range(3):
+        cds(workdir / f"land/2023_08_0{k + 1}.nc", amounts[k] / 1000, times[k])
+    with pytest.raises(DataError, match="name says 2023-08-01, its time coordinate 2023-08-02") as error:
+        run(1, "--train-folders", "land")
+    type_advice(error.value)
+    np.testing.assert_allclose(read_field("land_days/2023_08_02.nc"), amounts[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("era5.grib", "cdo -f nc4 copy"),
+        ("imerg.HDF5", "ncks -G : -g GROUP"),
+        ("a.tif", "gdal_translate"),
+        ("a.zip", "unzip"),
+    ],
+)
+def test_folders_of_other_kinds_get_a_word_on_how_to_convert(workdir, name, words):
+    (workdir / "raw").mkdir()
+    (workdir / "raw" / name).write_bytes(b"x")
+    for argv in (["--make-days", "raw"], ["--eval-folders", "raw"]):
+        with pytest.raises(DataError, match=f"raw: holds no .nc file .*{words}"):
+            run(1, *argv)
+
+
+def test_stage_1_says_what_it_took(workdir, capsys):
+    """A table with variable, long name, period, cell edges, mean, maximum and missing; what is odd stands below."""
+    for day in range(1, 13):
+        values = rain((17, 17), day, 0.9)
+        values[:10] = np.nan
+        words = {"units": "mm", "long_name": "daily rain"}
+        write_nc(workdir / f"in/2023_{day:02d}_01.nc", values, LAT, LON, name="precip", attrs=words)
+    run(1, "--eval-folders", "in", "--output-folder", "out")
+    told = capsys.readouterr().out
+    row = next(line for line in told.splitlines() if line.startswith("  eval  precip"))
+    assert "precip (daily rain)" in row and "24 h (name)" in row
+    assert "105.875..110.125 E, 25.875..30.125 N" in row and "0.898 mm" in row and "58.8 %" in row
+    for odd in ("no amount reaches 1 mm", "a month or more apart", "more than half of all values are missing"):
+        assert odd in told
+    amounts, _ = hourly(12)
+    for hour in range(12):
+        path = workdir / f"hours/2023_08_01_{hour:02d}00.nc"
+        write_nc(path, amounts[hour], LAT, LON, attrs={"units": "mm"})
+    run(1, "--train-folders", "hours", "--output-folder", "out")
+    told = capsys.readouterr().out
+    assert "train: NOTE: amounts over 1 h, not of days; python 1create_data_lists.py --make-days hours" in told
+    assert "1 h (spacing of the list)" in told
+
+
+def test_hours_in_files_of_their_own_become_days_by_their_names(workdir):
+    amounts, _ = hourly(49)
+    for hour in range(49):
+        name = str(np.datetime64("2023-08-01T00", "h") + hour).replace("-", "_").replace("T", "_") + "00"
+        write_nc(workdir / f"hours/{name}.nc", amounts[hour], LAT, LON, attrs={"units": "mm"})
+    wanted = {f"2023-08-0{d + 1}": amounts[24 * d : 24 * d + 24].sum(0) for d in (0, 1)}
+    expect(days_of("hours", "--stamps", "start"), wanted)
+
+
+def test_text_of_files_is_printed_plain_and_short(workdir, capsys):
+    words = {"units": "mm", "long_name": "rain \x1b[31m red \x07 " + 5000 * "x"}
+    write_nc(workdir / "in/2023_08_01.nc", rain((17, 17)), LAT, LON, attrs=words)
+    run(1, "--eval-folders", "in", "--output-folder", "out")
+    told = capsys.readouterr().out
+    assert "\x1b" not in told and "\x07" not in told and max(map(len, told.splitlines())) < 300
+    write_nc(
+        workdir / "in/2023_08_01.nc",
+        rain((17, 17)),
+        LAT,
+        LON,
+        attrs=words | {"standard_name": "snow \x1b[0m" + 999 * "y"},
+    )
+    with pytest.raises(DataError) as error:
+        run(1, "--eval-folders", "in", "--output-folder", "out")
+    assert "\x1b" not in str(error.value) and len(str(error.value)) < 700

@@ -1,5 +1,9 @@
 """Laws of reader.py: what a file becomes, whatever its layout, units, time and grid."""
 
+import re
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -336,3 +340,292 @@ def test_a_forecast_whose_only_time_is_its_issue_time_is_valid_when_its_name_say
     assert (
         str(tp.time.values)[:13] == "2023-08-12T00" and str(tp.forecast_reference_time.values)[:13] == "2023-08-11T18"
     )
+
+
+# ---------------------------------------------------------------- cells where the file says they are
+
+
+def bounded(path, lat, lon, lat_bounds, lon_bounds, values, dims=("latitude", "longitude")):
+    """A file whose latitudes and longitudes have bounds, each (N, 2)."""
+    names = [f"{name[:3]}_bounds" for name in dims]
+    axes = zip(dims, names, (lat, lon), (lat_bounds, lon_bounds), ("north", "east"), strict=True)
+    parts = {}
+    for name, bounds, nodes_, edges, compass in axes:
+        parts[name] = ("f4", (name,), nodes_, {"units": f"degrees_{compass}", "bounds": bounds})
+        parts[bounds] = ("f4", (name, "nv"), edges, {})
+    words = {"units": "mm/day", "long_name": "Daily GPCP Satellite-Gauge Combined Precipitation"}
+    parts["precip"] = ("f4", dims, values, words | {"cell_methods": "area: mean time: mean"})
+    return write_plain(path, {dims[0]: len(lat), dims[1]: len(lon), "nv": 2}, parts)
+
+
+def test_bounds_place_the_cells_of_gpcp(tmp_path):
+    """Its nodes are the south-western corners: without the bounds every cell lies half a degree away."""
+    lat, lon, values = np.arange(-90, 90.0), np.arange(0, 360.0), rain((180, 360))
+    edges = np.stack([lat, lat + 1], 1), np.stack([lon, lon + 1], 1)
+    tp = read_field(bounded(tmp_path / "2023_08_01.nc", lat, lon, *edges, values))
+    np.testing.assert_array_equal(tp.lat, np.arange(89.5, -90, -1))
+    np.testing.assert_array_equal(tp.lon, np.arange(-179.5, 180))
+    np.testing.assert_allclose(tp.sel(lat=26.5, lon=106.5), values[116, 106], rtol=1e-6)
+    np.testing.assert_allclose(tp.sel(lat=26.5, lon=-0.5), values[116, 359], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.25, 0, 0.5])
+def test_bounds_decide_also_in_a_region_and_across_the_meridian(tmp_path, shift):
+    lat, lon = LAT + 0.0, np.arange(-7, 8.0) % 360  # 353..359, 0..7
+    middles = np.arange(-7, 8.0) + shift
+    edges = np.stack([middles - 0.5, middles + 0.5], 1) % 360
+    tp = read_field(bounded(tmp_path / "2023_08_01.nc", lat, lon, np.stack([lat + 0.5, lat - 0.5], 1), edges, FIELD))
+    np.testing.assert_allclose(tp.lon, middles, atol=1e-4)
+    np.testing.assert_allclose(tp, FIELD, rtol=1e-6)
+    np.testing.assert_array_equal(tp.lat, LAT)
+
+
+def test_half_cells_at_the_poles_keep_their_nodes(tmp_path):
+    lat, lon = np.arange(-90, 91, 2.5), np.arange(0, 360, 2.5)
+    edges = np.clip(np.stack([lat - 1.25, lat + 1.25], 1), -90, 90), np.stack([lon - 1.25, lon + 1.25], 1)
+    tp = read_field(bounded(tmp_path / "2023_08_01.nc", lat, lon, *edges, rain((73, 144))))
+    np.testing.assert_array_equal(tp.lat, lat[::-1])
+
+
+@pytest.mark.parametrize("wrong", ["wide", "away", "unwritten"])
+def test_bounds_that_fit_no_cells_are_refused(tmp_path, wrong):
+    half = {"wide": 1.0, "away": 0.5, "unwritten": np.nan}[wrong]
+    middles = LAT + 3.0 * (wrong == "away")
+    edges = np.stack([LON - 0.5, LON + 0.5], 1)
+    path = bounded(
+        tmp_path / "2023_08_01.nc",
+        LAT,
+        LON,
+        np.stack([middles - half, middles + half], 1),
+        edges,
+        FIELD,
+        ("lat", "lon"),
+    )
+    with pytest.raises(DataError, match="2023_08_01.nc: lat_bounds gives .* expected cells that touch"):
+        read_field(path)
+
+
+# ---------------------------------------------------------------- what is no grid of latitude and longitude
+
+
+def type_command(error, path, tmp_path):
+    """Type the command that an error shows, with IN and OUT filled in; the path of OUT."""
+    command = re.search(r"(ncatted .*|printf .*|cdo .*?)(?= \(| makes|$)", str(error))[1]
+    out = tmp_path / "out" / path.name
+    out.parent.mkdir(exist_ok=True)
+    command = re.sub(r"\bIN\b", str(path), re.sub(r"\bOUT\b", str(out), command))
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path, capture_output=True)
+    return out
+
+
+needs_cdo = pytest.mark.skipif(not shutil.which("cdo"), reason="needs cdo, whose commands the messages give")
+PLANES = np.meshgrid(np.linspace(25, 31, 13), np.linspace(105, 112, 15), indexing="ij")
+CURVED = PLANES[0] + 0.1 * np.sin(PLANES[1]), PLANES[1]
+
+
+def plane_file(path, dims=("y", "x"), names=("lat", "lon"), coords=None, time=(), mapping=None, linked=True):
+    """A file on two dimensions of any kind, with latitude and longitude of two dimensions, if any names are given."""
+    planes = {
+        name: ((*time, *dims), plane[(None,) * len(time)], {"units": f"degree_{compass}"})
+        for name, plane, compass in zip(names, CURVED, ("north", "east"), strict=False)
+    }
+    attrs = {"units": "mm", "long_name": "total precipitation"} | ({"grid_mapping": "crs"} if mapping else {})
+    rain_ = ((*time, *dims), FIELD[(None,) * len(time)], attrs)
+    crs = {"crs": ((), 0, mapping)} if mapping else {}
+    file = xr.Dataset({"pr": rain_, **planes, **crs}, coords or {})
+    (file.set_coords(list(planes)) if linked else file).to_netcdf(path)
+    return path
+
+
+INDEX = {"y": np.arange(13), "x": np.arange(15)}
+METRES = {
+    "y": ("y", np.arange(13) * 1e4, {"units": "m", "standard_name": "projection_y_coordinate"}),
+    "x": ("x", np.arange(15) * 1e4, {"units": "m", "standard_name": "projection_x_coordinate"}),
+}
+LAMBERT = {"grid_mapping_name": "lambert_conformal_conic", "standard_parallel": [30.0, 60.0]} | {
+    "longitude_of_central_meridian": 108.0,
+    "latitude_of_projection_origin": 28.0,
+    "earth_radius": 6371000.0,
+}
+ROTATED = {"grid_mapping_name": "rotated_latitude_longitude", "grid_north_pole_latitude": 60.0} | {
+    "grid_north_pole_longitude": -70.0
+}
+
+
+@needs_cdo
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"dims": ("south_north", "west_east"), "names": ("XLAT", "XLONG"), "time": ("Time",)},  # WRF
+        {"coords": INDEX},
+        {"dims": ("rlat", "rlon")},
+        {"coords": METRES, "names": (), "mapping": LAMBERT},
+        {"coords": METRES},
+        {"coords": METRES, "linked": False},
+        {"coords": {"y": ("y", LAT, {"axis": "Y"}), "x": ("x", LON, {"axis": "X"})}, "names": (), "mapping": ROTATED},
+    ],
+)
+def test_other_grids_are_refused_with_a_command_that_regrids(tmp_path, layout):
+    path = plane_file(tmp_path / "2023_08_01.nc", **layout)
+    with pytest.raises(DataError, match="2023_08_01.nc.*expected latitude and longitude.*regrid it first") as error:
+        read_field(path)
+    tp = read_field(type_command(error.value, path, tmp_path))
+    assert tp.notnull().any() and 0 <= float(tp.min()) <= float(tp.max()) <= FIELD.max() + 1e-6
+    if layout.get("names") != ():  # the grid lies inside the file's own
+        assert 24.5 < float(tp.lat.min()) < float(tp.lat.max()) < 31.5 and float(tp.lon.min()) > 104.5
+
+
+@pytest.mark.parametrize(
+    ("lat", "lon", "more"),
+    [
+        ({"long_name": "y coordinate of projection"}, {"long_name": "x coordinate of projection"}, {}),
+        ({"long_name": "longitude"}, {"long_name": "latitude"}, {}),
+        ({"long_name": "latitude in rotated pole grid"}, {"long_name": "longitude in rotated pole grid"}, {}),
+        ({}, {}, {"rotated_pole": ("i4", (), 0, ROTATED)}),
+        ({"units": "radian"}, {"units": "radian"}, {}),
+        ({"long_name": "cell index along second dimension"}, {}, {}),
+    ],
+)
+@pytest.mark.parametrize("dims", [("lat", "lon"), ("y", "x")])
+def test_names_are_not_believed_against_what_metadata_say(tmp_path, lat, lon, more, dims):
+    parts = {dims[0]: ("f8", dims[:1], LAT, dict(lat)), dims[1]: ("f8", dims[1:], LON, dict(lon))}
+    parts |= {"tp": ("f8", dims, FIELD, {"units": "mm"})} | {k: (*v[:3], dict(v[3])) for k, v in more.items()}
+    path = write_plain(tmp_path / "2023_08_01.nc", dict(zip(dims, (13, 15), strict=True)), parts)
+    with pytest.raises(DataError, match="2023_08_01.nc.*expected latitude and longitude"):
+        read_field(path)
+
+
+def test_axis_attributes_come_before_names(tmp_path):
+    """`x` is the latitude here, by its standard_name, and `lat` only a name of the longitude."""
+    parts = {
+        "x": ("f8", ("x",), LAT, {"standard_name": "latitude", "units": "degrees_north"}),
+        "lat": ("f8", ("lat",), LON, {"standard_name": "longitude", "units": "degrees_east"}),
+        "tp": ("f8", ("lat", "x"), FIELD.T, {"units": "mm"}),
+    }
+    tp = read_field(write_plain(tmp_path / "2023_08_01.nc", {"x": 13, "lat": 15}, parts))
+    np.testing.assert_array_equal(tp, FIELD)
+
+
+# ---------------------------------------------------------------- times and periods
+
+
+@pytest.mark.parametrize("valid", [False, True])
+@pytest.mark.parametrize("reference", ["standard_name", "long_name", "name"])
+@pytest.mark.parametrize("unit", ["hours", "seconds", "nanoseconds"])
+def test_forecasts_as_grib_readers_write_them(tmp_path, valid, reference, unit):
+    issued = {"units": "seconds since 1970-01-01", "standard_name": "time"}
+    issued |= {"standard_name": {"standard_name": "forecast_reference_time"}}.get(reference, {})
+    issued |= {"long_name": "initial time of forecast"} if reference == "long_name" else {}
+    if reference == "name":
+        issued.pop("standard_name")
+    name = "forecast_reference_time" if reference == "name" else "time"
+    start = np.datetime64("2023-08-11T18", "s").astype(int)
+    scale = {"hours": 1, "seconds": 3600, "nanoseconds": 3600e9}[unit]
+    coords = {"latitude": LAT, "longitude": LON, name: ((), start, issued)}
+    coords["step"] = ((), 30.0 * scale, {"units": unit, "standard_name": "forecast_period"})
+    if valid:
+        words = {"units": "seconds since 1970-01-01", "standard_name": "time"}
+        coords["valid_time"] = ((), start + 30 * 3600, words)
+    words = {"units": "mm", "GRIB_stepType": "accum", "standard_name": "unknown"}
+    xr.Dataset({"tp": (("latitude", "longitude"), FIELD, words)}, coords).to_netcdf(tmp_path / "any.nc")
+    tp = read_field(tmp_path / "any.nc")
+    assert tp.time.values == np.datetime64("2023-08-13T00")
+    assert tp.forecast_reference_time.values == np.datetime64("2023-08-11T18")
+
+
+def clocked(path, hours, bounds=None, since="hours since 2023-08-01", **attrs):
+    """A day with a time coordinate, and perhaps bounds; attrs: of tp."""
+    parts = {
+        "lat": ("f8", ("lat",), LAT, {}),
+        "lon": ("f8", ("lon",), LON, {}),
+        "time": ("f8", (), hours, {"units": since} | ({"bounds": "time_bnds"} if bounds else {})),
+        "tp": ("f8", ("lat", "lon"), FIELD, {"units": "mm", "coordinates": "time", **attrs}),
+    }
+    parts |= {"time_bnds": ("f8", ("nv",), bounds, {})} if bounds else {}
+    return write_plain(path, {"lat": 13, "lon": 15, "nv": 2}, parts)
+
+
+def test_the_date_of_an_accumulation_is_that_of_its_beginning(tmp_path):
+    assert read_field(clocked(tmp_path / "a.nc", 24, [0, 24])).time.values == np.datetime64("2023-08-01")
+    assert read_field(clocked(tmp_path / "b.nc", 12, [0, 24])).time.values == np.datetime64("2023-08-01T12")
+    assert read_field(clocked(tmp_path / "2023_08_02.nc", 24, [0, 24])).time.values == np.datetime64("2023-08-01")
+
+
+@pytest.mark.parametrize(("hours", "words"), [(24, "--stamps end"), (5 * 24, "ncks -x -v time"), (-210240, "1999-")])
+def test_a_name_and_a_coordinate_of_other_dates_are_refused_with_both(tmp_path, hours, words):
+    with pytest.raises(
+        DataError, match=f"name says 2023-08-01, its time coordinate .*expected one date.*{words}|{words}"
+    ):
+        read_field(clocked(tmp_path / "2023_08_01.nc", hours))
+
+
+@pytest.mark.parametrize(
+    ("about", "period", "source"),
+    [
+        ({"bounds": [0, 24]}, 24, "time_bnds"),
+        ({"bounds": [0, 6]}, 6, "time_bnds"),
+        ({"GRIB_stepRange": "6-12"}, 6, "GRIB_stepRange"),
+        ({"long_name": "24 h rain"}, 24, "units and long_name"),
+        ({"long_name": "24-minute precipitation accumulation"}, 0.4, "units and long_name"),
+        ({"units": "mm/day"}, 24, "units"),
+        ({"time_step": "day"}, 24, "attributes"),
+        ({}, 24, "name"),
+    ],
+)
+def test_the_period_of_a_file_is_found(tmp_path, about, period, source):
+    (record,), faults = inspect_files([str(clocked(tmp_path / "2023_08_01.nc", 0, **about))])
+    assert not faults and (record["period"], record["period_from"]) == (period, source)
+
+
+def test_hours_named_by_their_day_are_no_days(tmp_path):
+    paths = [str(clocked(tmp_path / f"2023_08_01_{hour:02d}.nc", hour)) for hour in range(24)]
+    records, faults = inspect_files(paths)
+    assert not faults and {(r["period"], r["period_from"]) for r in records} == {(1, "spacing of the list")}
+
+
+def test_steps_of_one_forecast_are_no_days(tmp_path):
+    paths = []
+    for step in range(6, 78, 6):
+        parts = {"lat": ("f8", ("lat",), LAT, {}), "lon": ("f8", ("lon",), LON, {})}
+        parts["time"] = ("f8", (), 0, {"units": "hours since 2023-08-01", "standard_name": "forecast_reference_time"})
+        parts["step"] = ("f8", (), step, {"units": "hours", "standard_name": "forecast_period"})
+        parts["tp"] = ("f8", ("lat", "lon"), FIELD, {"units": "mm", "coordinates": "time step"})
+        paths.append(str(write_plain(tmp_path / f"{step}.nc", {"lat": 13, "lon": 15}, parts)))
+    records, faults = inspect_files(paths)
+    assert not faults and {r["period"] for r in records} == {6} and len(records) == 12
+
+
+def test_a_list_of_mixed_periods_is_refused(tmp_path):
+    paths = [clocked(tmp_path / f"2023_08_0{d}.nc", 0, [0, 24], f"hours since 2023-08-0{d}") for d in (1, 2, 3)]
+    paths.append(clocked(tmp_path / "2023_08_04.nc", 0, [0, 6], "hours since 2023-08-04"))
+    records, (fault,) = inspect_files(list(map(str, paths)))
+    assert (
+        len(records) == 3 and "2023_08_04.nc: amounts over 6 hours (time_bnds), most files of the list over 24" in fault
+    )
+
+
+# ---------------------------------------------------------------- advice that works when it is typed
+
+
+@needs_cdo
+@pytest.mark.parametrize(("value", "units", "result"), [(-0.0002, "m", 0), (-0.5, "mm", 0), (-9.999, "m", np.nan)])
+def test_advice_for_negative_amounts_is_in_the_units_of_the_file(tmp_path, value, units, result):
+    values = FIELD / (1000 if units == "m" else 1)
+    values[2, 3] = value
+    path = day(tmp_path, values, attrs={"units": units})
+    with pytest.raises(DataError, match=f"holds {value:g} {units}") as error:
+        read_field(path)
+    tp = read_field(type_command(error.value, path, tmp_path))
+    np.testing.assert_allclose(tp.values[2, 3], result)
+    assert np.isfinite(tp).sum() >= FIELD.size - 1
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [(b"GRIB", "it is GRIB: convert it with cdo"), (b"PK\x03\x04", "unzip it"), (b"\x1f\x8b\x08", "gunzip it")]
+    + [(b"<!DOCTYPE html>", "a web page"), (b'{"error"', "the download failed")],
+)
+def test_other_kinds_of_files_named_nc_are_told_so(tmp_path, start, words):
+    (tmp_path / "2023_08_01.nc").write_bytes(start + b"\0" * 100)
+    with pytest.raises(DataError, match=f"2023_08_01.nc: cannot be read as NetCDF.*{words}"):
+        read_field(tmp_path / "2023_08_01.nc")
