@@ -53,11 +53,11 @@ def main(argv=None):
     folders = choose_folders(args)
     if args.make_days:
         make_days(args.make_days, args.days_folder, DayRule.of(args), skip_bad=args.skip_bad)
-        args.units = "auto"  # the days are in mm
     records, left_out = {}, []
     for name, given in folders.items():
         paths, others = files_of(given)
-        found, faults = inspect_files(paths, args.units)
+        made = args.make_days and args.days_folder in given  # in mm, whatever the downloads are in
+        found, faults = inspect_files(paths, "auto" if made else args.units)
         records[name], bad = utils.usable(found, faults, given, min_size=args.min_size, skip_bad=args.skip_bad)
         left_out += others + bad
     info = utils.write_lists(output, records, folders, left_out)
@@ -98,13 +98,8 @@ def default_folders():
         if inside:
             found[name] = [folder]
             continue
-        words = (
-            f"no .nc file ({', '.join(others[:5])}{how_to_convert(others)})"
-            if others
-            else "empty"
-            if there
-            else "absent"
-        )
+        words = f"no .nc file ({', '.join(others[:5])}){how_to_convert(others)}" if others else "empty"
+        words = words if there else "absent"
         log(f"{folder}: {words}; no {name} list is written")
     if not found:
         raise DataError(
