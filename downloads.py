@@ -24,6 +24,7 @@ from metadata import bounds_variable, dates, name_times, own_units, seconds_of, 
 from reader import MAKE_DAYS, MAX_CELLS, axes_of, canonical, choose, newest, opened, stamp
 from utils import DataError, log, when
 
+EPOCH = np.datetime64("1970-01-01", "s")
 HOUR, DAY = np.timedelta64(3600, "s"), np.timedelta64(86400, "s")
 OTHER_KINDS = {  # endings of files of other kinds, and what to do with them
     (".grib", ".grb", ".grib2", ".grb2"): "GRIB becomes NetCDF by cdo -f nc4 copy IN.grib OUT.nc",
@@ -352,7 +353,7 @@ def _set_periods(values, rule):
         value.begin = value.time - shift
         value.end = value.begin + spacing
     window = _window(values, spacing) if stamps == "end" else None
-    since = f"; amounts since the start of each {window} hours, 00 UTC on: differences are taken" if window else ""
+    since = f"; amounts since the start of {window}: differences are taken" if window else ""
     return f"one time each {spacing / HOUR:g} h at the {stamps} of its period ({why}){since}"
 
 
@@ -424,27 +425,31 @@ def _by_lead(values):
 
 
 def _window(values, spacing):
-    """Hours after which amounts begin anew at 00 UTC, where they grow between; None for amounts of their own.
+    """Since when amounts grow, in words, each then made a difference; None for amounts of their own.
 
     ERA5-Land gives the rain since 00 UTC at each hour, under the attributes that ERA5 has for the rain of the hour.
     """
     if unit_factor(values[0].source.units)[1] or spacing > 6 * HOUR:
         return None
+    series = sorted(values, key=lambda v: v.time)
+    if len(series) > 3 and _grows([series[:3000]]):  # a forecast, or a single day
+        _differences(series, series[0].begin)
+        return f"{when(series[0].begin)}"
     for hours in WINDOWS:
         groups = defaultdict(list)
         for value in values:
-            groups[(value.begin - np.datetime64("1970-01-01", "s")) // (hours * HOUR)].append(value)
+            groups[(value.begin - EPOCH) // (hours * HOUR)].append(value)
         full = [sorted(group, key=lambda v: v.time) for group in groups.values() if len(group) > 3]
         if full and _grows(full):
             for group in groups.values():
-                _differences(sorted(group, key=lambda v: v.time), hours * HOUR)
-            return hours
+                group.sort(key=lambda v: v.time)
+                _differences(group, EPOCH + (group[0].begin - EPOCH) // (hours * HOUR) * (hours * HOUR))
+            return f"each {hours} hours, 00 UTC on"
     return None
 
 
-def _differences(group, window):
-    """Make each amount since the start of its window the one since the value before it."""
-    start = (group[0].begin - np.datetime64("1970-01-01", "s")) // window * window + np.datetime64("1970-01-01", "s")
+def _differences(group, start):
+    """Make each amount since `start` the one since the value before it."""
     for before, value in zip([None, *group], group, strict=False):
         value.less, value.begin = (before, before.end) if before else (None, start)
 

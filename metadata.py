@@ -175,8 +175,8 @@ def dates(coordinate, name):
         try:
             found = [cftime.num2date(value, units, calendar) for value in values.astype("float64")]
             found = [date + datetime.timedelta(seconds=0.5) for date in found]  # cut to the second below
-            if calendar == "julian":  # the same days under other dates, 13 days behind
-                found = [date.change_calendar("standard") for date in found]
+            if calendar == "julian" and not re.search("UTC|1970-0?1-0?1|1980-0?1-0?6", units):  # IMERG's is Gregorian
+                found = [date.change_calendar("standard") for date in found]  # the same days, 13 days behind
         except (ValueError, OverflowError, TypeError, AttributeError):  # a missing value decodes to a masked one
             raise DataError(
                 f"{name} {shown(values[:3])} in {shown(units)!r} (calendar {shown(calendar)}) is no date; expected a "

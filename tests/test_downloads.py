@@ -204,6 +204,34 @@ def test_amounts_of_era5_land_since_00_utc_are_taken_apart(workdir, capsys):
     expect(days, {"2023-08-02": amounts[16:40].sum(0), "2023-08-03": amounts[40:64].sum(0)})
 
 
+def test_amounts_of_a_forecast_that_never_begin_anew_are_taken_apart(workdir, capsys):
+    """As cdo makes them of GRIB: valid times alone, amounts since 18 UTC of the day before, three days long."""
+    amounts, times = hourly(72, "2023-07-31T19")
+    grid_file(
+        workdir / "raw/a.nc", amounts.cumsum(0), (times - np.datetime64("2023-08-01", "s")) / HOUR, units="kg m-2"
+    )
+    wanted = {f"2023-08-0{d}": amounts[24 * d - 18 : 24 * d + 6].sum(0) for d in (1, 2)}
+    found = days_of("raw", "--stamps", "end")
+    assert sorted(found) == sorted(wanted)
+    for day in wanted:
+        np.testing.assert_allclose(found[day], wanted[day], rtol=1e-5, atol=2e-4)
+    assert "amounts since the start of 2023-07-31T18:00: differences are taken" in capsys.readouterr().out
+
+
+def test_half_hours_of_imerg_have_their_date(workdir):
+    """They call seconds since an epoch of UTC julian: taken at its word each day would be 13 days late."""
+    amounts, _ = hourly(48)
+    for i in range(48):
+        start = np.datetime64("2023-08-01", "s").astype(int) + 1800 * i
+        about = {"since": "seconds since 1970-01-01 00:00:00 UTC", "calendar": "julian", "units": "mm/hr"}
+        path = workdir / f"raw/3B-HHR.MS.MRG.3IMERG.20230801-S{i:04d}.V07B.nc4"
+        values = 2 * amounts[i].T[None]
+        grid_file(
+            path, values, [start], "precipitation", ("time", "lon", "lat"), bounds=[[start, start + 1800]], **about
+        )
+    expect(days_of("raw"), {"2023-08-01": amounts.sum(0)})
+
+
 def test_daily_amounts_at_00_utc_are_not_guessed_at(workdir):
     amounts, times = hourly(4, "2023-08-01", 24 * HOUR)
     cds(workdir / "raw/days.nc", amounts / 1000, times)
