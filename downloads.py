@@ -153,6 +153,9 @@ def make_days(folders, out, rule=None, skip_bad=False):
     for words in others:
         log(f"left out: {words}")
     sources = _headers(paths, rule, skip_bad)
+    slow = next((source for source in sources if source.chunk_bytes > CHUNK_CACHE), None)
+    if slow:
+        log(f"{slow.path}: stored in chunks of many times, so each day takes long; nccopy -c time/24 makes it quick")
     values = _unique(sources)
     words = _set_periods(values, rule)
     log(f"{', '.join(map(str, folders))}: {_about(values)}; {words}")
@@ -267,38 +270,42 @@ def _chunk_bytes(field, free):
 
 
 def _values(source, field, dataset, free, fixed):
-    """The Values of a file: one for each time, or each time and lead time.
+    """The Values of a file: one for each time, or each issue and lead time.
 
     Raises: DataError: no time coordinate, or one that is no date.
     """
     roles, coords = time_roles(field), field.coords.variables
-    lead = next((name for name, role in roles.items() if role == "period" and coords[name].ndim <= 1), None)
-    clocks = sorted(  # with lead times the time that is not valid_time is the issue
-        (name for name, role in roles.items() if role in ("valid", "reference") and coords[name].ndim <= 1),
-        key=lambda name: (roles[name] == "valid") == (lead is not None and lead in free),
-    )
-    clock = clocks[0] if clocks else None
+    of = {role: [n for n, r in roles.items() if r == role and coords[n].ndim <= 1] for role in roles.values()}
+    valid = sorted(of.get("valid", []), key=lambda n: (n not in free, n != "valid_time"))
+    issue, lead = next(iter(of.get("reference", [])), None), next(iter(of.get("period", [])), None)
+    lead = lead if lead in free or lead and coords[lead].ndim == 0 and not valid else None
+    clock = issue if issue in free or lead and issue else next(iter(valid), None)
     named = name_times(Path(source.path).stem)
     if clock is None and named and named[1] is None and not free:
         return [Value(source, tuple(fixed.items()), named[0].astype("M8[s]"))]
-    if clock is None or any(dim not in (clock, lead) for dim in free if dim not in roles):
+    if clock is None or any(dim not in (clock, lead, *coords[clock].dims) for dim in free):
         raise DataError(
-            f"{field.name} has dimensions {dict(field.sizes)} and no time coordinate; expected one, or one time a "
-            "file and a name like 2023_08_01_0600.nc"
+            f"{field.name} has dimensions {dict(field.sizes)} and no time coordinate; expected one, or one time a file "
+            "and a name like 2023_08_01_0600.nc"
         )
     times, steps = dates(coords[clock], clock), seconds_of(coords[lead]) if lead else np.zeros(1)
     if not np.isfinite(steps).all():
         raise DataError(f"{lead} has units {shown(coords[lead].attrs.get('units', ''))!r}; expected hours or days")
-    bounds = _bounds(field, dataset, len(times)) if lead is None or len(steps) == 1 else None
+    issued = dates(coords[issue], issue)[0] if issue and issue != clock and coords[issue].size == 1 else None
+    bounds = _bounds(field, dataset, len(times)) if len(steps) == 1 else None
     versions = coords["expver"].values.reshape(-1) if "expver" in coords and "expver" not in field.dims else [""]
-    by_lead = lead is not None and (roles[clock] == "reference" or lead in free)
     values = []
     for i, time in enumerate(times):
         for k, step in enumerate(steps):
-            place = {**fixed, **({coords[clock].dims[0]: i} if coords[clock].dims else {})}
-            place |= {coords[lead].dims[0]: k} if lead and coords[lead].dims else {}
-            value = Value(source, tuple(sorted(place.items())), time, version=str(versions[i % len(versions)]))
-            if by_lead:
+            place = {
+                **fixed,
+                **dict.fromkeys(coords[clock].dims, i),
+                **(dict.fromkeys(coords[lead].dims, k) if lead else {}),
+            }
+            value = Value(
+                source, tuple(sorted(place.items())), time, issued=issued, version=str(versions[i % len(versions)])
+            )
+            if lead is not None and steps.any():
                 value.issued, value.time = time, time + np.timedelta64(round(step), "s")
             if bounds is not None:
                 value.begin, value.end = bounds[i]
@@ -327,12 +334,12 @@ def _set_periods(values, rule):
     Raises: DataError: a period or a stamp that nothing says.
     """
     values = sorted(values, key=lambda v: (v.issued or v.time, v.time))
-    leads = [value for value in values if value.issued is not None]
-    if leads and len(leads) == len(values):
-        return _by_lead(values)
     if all(value.begin is not None for value in values):
         nested = _nested(values)
+        _join_short(values)
         return f"bounds give each period ({_span(values)}{', since a start' if nested else ''})"
+    if all(value.issued is not None for value in values):
+        return _by_lead(values)
     if any(value.issued is not None or value.begin is not None for value in values):
         raise DataError(
             "some files have bounds or lead times and others have none; lay each kind in a folder of its own"
@@ -389,8 +396,8 @@ def _nested(values):
     """Make differences of amounts whose bounds share a start; True where there are any."""
     last, nested = {}, False
     for value in sorted(values, key=lambda v: (v.begin, v.end)):
-        before = last.get(value.begin)
-        last[value.begin] = value
+        before = last.get((value.issued, value.begin))
+        last[value.issued, value.begin] = value
         if before is not None and before.end < value.end:
             value.less, nested = before, True
     for value in values:
@@ -417,11 +424,18 @@ def _by_lead(values):
             for before, value in zip(steps, steps[1:], strict=False):
                 value.less = before
     lead = max(value.end - value.issued for value in values)
-    if lead <= DAY:  # hours of short forecasts that follow one another, as ERA5-Land's: days of analysis
-        for value in values:
-            value.issued = None
+    _join_short(values)
     words = "amounts since the start of each forecast: differences are taken" if since else "amounts of each step"
     return f"{len(by_issue)} forecasts of up to {lead / HOUR:g} h ({_span(values)}), {words}"
+
+
+def _join_short(values):
+    """Forget the issues of short forecasts that follow one another, as those of ERA5-Land: their hours are analyses."""
+    values = [value for value in values if value.end > value.begin]
+    short = all(value.issued is not None and value.end - value.issued <= DAY for value in values)
+    if short and len({value.begin for value in values}) == len(values):
+        for value in values:
+            value.issued = None
 
 
 def _window(values, spacing):
@@ -524,7 +538,8 @@ def _days(values, rule):
     """({(issued, day): values that fill it}, lines about days that are left out)."""
     shift, groups = np.timedelta64(round(rule.day_start * 3600), "s"), defaultdict(list)
     for value in values:
-        groups[value.issued, (value.begin - shift).astype("M8[D]")].append(value)
+        if value.end > value.begin:  # not the zero at the start of a forecast
+            groups[value.issued, (value.begin - shift).astype("M8[D]")].append(value)
     days, part = {}, []
     for issued, day in sorted(groups, key=lambda key: (key[0] or key[1], key[1])):
         group, start = sorted(groups[issued, day], key=lambda v: v.begin), day.astype("M8[s]") + shift

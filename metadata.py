@@ -125,11 +125,15 @@ def time_roles(field):
             roles[name] = "reference"
         elif standard == "forecast_period" or name in ("step", "forecast_period", "leadtime", "lead_time"):
             roles[name] = "period"
-        elif standard == "time" or name in ("valid_time", "time"):
-            roles[name] = "valid"
         elif name == "forecast_reference_time":
             roles[name] = "reference"
+        elif standard == "time" or name in ("valid_time", "time") or _is_clock(coordinate):
+            roles[name] = "valid"
     return roles
+
+
+def _is_clock(coordinate):
+    return coordinate.dtype.kind == "M" or " since " in str(coordinate.attrs.get("units", ""))
 
 
 def name_times(stem):

@@ -487,7 +487,7 @@ def _field_times(field, path=None, bounds=None):
     }
     reference = next((t for n in of.get("reference", ()) if (t := _decode(field, n)) is not None), None)
     valid = {name: t for name in of.get("valid", ()) if (t := _decode(field, name)) is not None}
-    time = valid.get("valid_time", next(iter(valid.values()), None))
+    time = valid.get("valid_time", valid.get("time", next(iter(valid.values()), None)))
     if reference is None and "valid_time" in valid and "time" in valid and valid["time"] < time:
         reference = valid["time"]
     if time is None and reference is not None and of.get("period"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import netCDF4
 import numpy as np
 import pytest
+import xarray as xr
 from conftest import nodes, rain, run, write_nc, write_plain
 
 from reader import inspect_files, read_field
@@ -355,6 +356,54 @@ def test_forecasts_become_a_file_for_each_day_that_they_cover(workdir, capsys):
     told = capsys.readouterr().out
     assert "2 forecasts of up to 72 h (6 h), amounts since the start of each forecast" in told
     assert "obj: 4 files" in told and "2023-08-10T18:00 for 2023-08-13 (18 of 24 h)" in told
+
+
+@pytest.mark.parametrize("form", ["scalar issue", "two dimensions"])
+def test_forecasts_in_other_forms(workdir, form):
+    """As iris writes them (valid times, their lead, one issue), and as the CDS (dimensions of issue and lead)."""
+    leads = np.arange(0, 54, 6)
+    amounts = np.stack([np.zeros((17, 17)), *hourly(8)[0]])
+    where = {"latitude": ("latitude", LAT, {"units": "degrees_north"})}
+    where |= {"longitude": ("longitude", LON, {"units": "degrees_east"})}
+    issue = {"units": "hours since 2023-08-10", "standard_name": "forecast_reference_time"}
+    lead = {"units": "hours", "standard_name": "forecast_period"}
+    if form == "scalar issue":
+        dims = ("time",)
+        where["time"] = ("time", 18.0 + leads, {"units": "hours since 2023-08-10", "standard_name": "time"})
+        where |= {"forecast_period": ("time", leads, lead), "forecast_reference_time": ((), 18.0, issue)}
+    else:
+        dims = ("forecast_reference_time", "forecast_period")
+        where |= {"forecast_period": ("forecast_period", leads, lead)}
+        where |= {"forecast_reference_time": ("forecast_reference_time", [18.0], issue)}
+        where["valid_time"] = (dims, 18.0 + leads[None], {"units": "hours since 2023-08-10", "standard_name": "time"})
+    values = amounts.cumsum(0)[(None,) * (len(dims) - 1)]
+    words = {"units": "kg m-2", "long_name": "total precipitation"}
+    (workdir / "raw").mkdir()
+    xr.Dataset({"tp": ((*dims, "latitude", "longitude"), values, words)}, where).to_netcdf("raw/a.nc")
+    run(1, "--make-days", "raw", "--days-folder", "Data/DataObj")
+    (path,) = Path("Data/DataObj").iterdir()
+    assert path.name == "2023_08_10_18_08_11.nc"
+    np.testing.assert_allclose(read_field(path), amounts[2:6].sum(0), rtol=1e-5, atol=1e-4)
+
+
+def test_short_forecasts_that_overlap_stay_forecasts(workdir):
+    amounts, _ = hourly(48)
+    issues = np.datetime64("2023-08-01", "s") + np.arange(2) * 12 * HOUR
+    forecast(workdir / "raw/a.nc", amounts.reshape(2, 24, 17, 17).cumsum(1) / 1000, issues, np.arange(1, 25))
+    run(1, "--make-days", "raw", "--days-folder", "obj")
+    assert [path.name for path in Path("obj").iterdir()] == ["2023_08_01_00_08_01.nc"]
+    np.testing.assert_allclose(read_field("obj/2023_08_01_00_08_01.nc"), amounts[:24].sum(0), rtol=1e-5, atol=1e-4)
+
+
+def test_a_time_is_known_by_its_unit_whatever_its_name(workdir):
+    amounts, _ = hourly(24)
+    path = workdir / "raw/a.nc"
+    path.parent.mkdir()
+    where = {"lat": LAT, "lon": LON, "t": ("t", np.arange(24) + 0.5, {"units": "hours since 2023-08-01"})}
+    xr.Dataset({"tp": (("t", "lat", "lon"), amounts, {"units": "mm"})}, where).to_netcdf(path)
+    with pytest.raises(DataError, match="24 times, from 2023-08-01T00:30 to 2023-08-01T23:30"):
+        read_field(path)
+    expect(days_of("raw"), {"2023-08-01": amounts.sum(0)})
 
 
 def test_a_year_of_days_is_cut_as_it_is(workdir):
