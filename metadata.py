@@ -6,6 +6,7 @@ Reads and writes  nothing: it is given fields (DataArrays) and texts.
     unit_factor("kg m**-2 s**-1")    # (1.0, True): to mm/s, for it is a rate
 """
 
+import math
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from utils import DataError
 
 RAIN = re.compile("precip|rain(?!bow)|prcp|niederschlag|pluie|lluvia|降水|降雨|雨量", re.I)  # words that speak of rain
 PART = re.compile(  # words that speak of a part of the rain, or of a figure about it
-    "convective|large.?scale|stratiform|snow|graupel|hail|freezing|error|uncertaint|observations|quality|flag|probab|"
-    "anomal|percentile|quantile|maxim|minim|deviation|frequency|duration|number of|evapo|climatolog",
+    r"(?<!non.)convective|large.?scale|stratiform|snow|graupel|\bhail|freezing|error(?!.{0,3}correct)|uncertaint|"
+    r"quality (?:index|flag|code)|\bflag|probab|anomal|percentile|quantile|\bmaximum|\bminimum|deviation|"
+    r"frequency of|duration|number of|evapo|climatolog(?!y (?:project|cent))",
     re.I,
 )
+MANY_DAYS = re.compile(r"\b(monthly|seasonal|annual|yearly|dekad|decad|pentad|weekly|month|year)", re.I)
 OTHER = re.compile(  # words that speak of something else, where none speaks of rain
-    "temperature|pressure|wind|humidity|vapou?r|evapo|snow|cloud|radiation|soil|geopotential|height|visibility|"
+    "temperature|pressure|wind|humidity|vapou?r|evapo|snow|hail|graupel|cloud|radiation|soil|geopotential|height|visibility|"
     "run.?off|column|heat|latitude|longitude|ozone|elevation|orography|error|quality",
     re.I,
 )
@@ -80,12 +83,18 @@ def other_quantity(field):
     standard = text_of(field.attrs, "standard_name").lower()
     if standard:
         is_name = re.fullmatch(rf"[a-z0-9_]+( ({MODIFIERS}))?", standard)
-        if not RAIN.search(standard) or is_name and PART.search(standard.replace("_", " ")):
+        rain = RAIN.search(standard) or standard in ("tp", "pr", "pre", "prec", "rr", "ppt")
+        if not rain or is_name and (PART.search(standard.replace("_", " ")) or " " in standard):
             return f"standard_name {shown(standard)}"
     for key in SPEAKING[1:]:
         text = text_of(field.attrs, key)
-        odd = PART.search(text) if RAIN.search(text) else OTHER.search(text)
-        if odd and not (odd[0].lower() == "snow" and re.search("rain|total", text, re.I)):  # rain and snow is all
+        spoken = (PART if RAIN.search(text) else OTHER).findall(text)
+        parts = {re.sub(r"\W", " ", word.lower()) for word in spoken}
+        if {"convective"} < parts and parts <= {"convective", "large scale", "stratiform"}:
+            parts = set()  # "total (convective and large-scale)" is the whole
+        if parts == {"snow"} and re.search("rain|total precip|liquid", text, re.I):
+            parts = set()  # so is "rain and snow"
+        if parts:
             return f"{key} {shown(text)!r}"
     return ""
 
@@ -261,7 +270,8 @@ def period_of(field, units, bounds, path):
     """
     step = re.fullmatch(r"(\d+)-(\d+)", str(field.attrs.get("GRIB_stepRange", "")))
     about = text_of(field.attrs, "long_name")
-    spoken = re.search(r"(\d+)[ -]?(h|hour|hr|min|minute)s?\b", f"{units} {about}")  # mm/3h, 24 h rain
+    spoken = re.search(r"(?<![\d-])(\d+)[ -]?(h|hour|hr|min|minute)(?:s|ly)?\b", f"{units} {about}")
+    many = MANY_DAYS.search(about) and not re.search("daily|hour", about, re.I)
     rate = units != AS_STORED and unit_factor(units)[1]
     if bounds and (np.isnan(bounds.seconds) or rate and not bounds.seconds > 0):
         start = f"units {units} are a rate, and " if rate else ""
@@ -275,8 +285,12 @@ def period_of(field, units, bounds, path):
         hours, source = float(step[2]) - float(step[1]), "GRIB_stepRange"
     elif rate and re.search(r"\bd(ay)?s?(-1)?$", units):
         hours, source = 24.0, "units"
+    elif many or re.match(r"\d{4}-(?!00)", text_of(field.attrs, "avg_period")):
+        hours, source = math.inf, "its attributes: amounts of a month or more"
     elif text_of(field.attrs, "time_step") == "day" or "-01 00:00:00" in text_of(field.attrs, "avg_period"):
         hours, source = 24.0, "attributes"
+    elif re.search(r"\bdaily\b", about, re.I):
+        hours, source = 24.0, "long_name"
     elif spoken:
         hours, source = float(spoken[1]) / (60 if spoken[2].startswith("min") else 1), "units and long_name"
     else:
@@ -284,8 +298,9 @@ def period_of(field, units, bounds, path):
         clock = re.match(r"\d{4}[_-]\d\d[_-]\d\d[_-]\d{4}(?!\d)", stem)  # 2019_06_10_0000: a time of day, not a day
         hours, source = (24.0, "name") if name_times(stem) and not clock else (None, "")
     if hours and hours > 1.05 * 24:
+        many = f"{source} span {hours / 24:g} days" if hours < math.inf else source
         raise DataError(
-            f"{source} span {hours / 24:g} days; expected a file a day (or less): a mean or a sum of many days "
+            f"{many}; expected a file a day (or less): a mean or a sum of many days "
             "holds no days any more; take the daily or hourly files of the product"
         )
     if not hours and rate:

@@ -362,7 +362,7 @@ def _middles(nodes, dim, dataset):
     """
     variables = dataset.variables
     said = variables[dim].attrs.get("bounds") if dim in variables else None
-    names = (said, f"{dim}_bnds", f"{dim}_bounds", f"{str(dim)[:3]}_bnds", f"bounds_{dim}")
+    names = (said, f"{dim}_bnds", f"{dim}_bounds", f"{str(dim)[:3]}_bnds", f"{str(dim)[:3]}_bounds", f"bounds_{dim}")
     name = next((n for n in names if isinstance(n, str) and n in variables), None)
     if name is None or len(nodes) < 2 or variables[name].shape != (len(nodes), 2):
         return nodes

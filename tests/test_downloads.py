@@ -571,12 +571,12 @@ def test_stage_1_says_what_it_took(workdir, capsys):
     for day in range(1, 13):
         values = rain((17, 17), day, 0.9)
         values[:10] = np.nan
-        words = {"units": "mm", "long_name": "daily rain"}
+        words = {"units": "mm", "long_name": "gauge rain"}
         write_nc(workdir / f"in/2023_{day:02d}_01.nc", values, LAT, LON, name="precip", attrs=words)
     run(1, "--eval-folders", "in", "--output-folder", "out")
     told = capsys.readouterr().out
     row = next(line for line in told.splitlines() if line.startswith("  eval  precip"))
-    assert "precip (daily rain)" in row and "24 h (name)" in row
+    assert "precip (gauge rain)" in row and "24 h (name)" in row
     assert "105.875..110.125 E, 25.875..30.125 N" in row and "0.898 mm" in row and "58.8 %" in row
     for odd in ("no amount reaches 1 mm", "a month or more apart", "more than half of all values are missing"):
         assert odd in told

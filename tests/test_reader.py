@@ -131,6 +131,8 @@ def test_float32_coordinates_give_the_lattice_that_was_meant(step, first):
         ("m/day", 1000),
         ("cm day-1", 10),
         ("kg m-2 day-1", 1),
+        ("kg m-2 min-1", 1440),
+        ("kg m-2 h-1", 24),
         ("kg.m-2.s-1", 86400),
         ("kg/(m^2*s)", 86400),
         ("kg m⁻² s⁻¹", 86400),
@@ -560,6 +562,41 @@ def test_a_name_and_a_coordinate_of_other_dates_are_refused_with_both(tmp_path, 
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        "Total (convective and large-scale) precipitation rate (liq + ice)",
+        "Precipitation (rain and snow)",
+        "Rainfall of Thailand",
+        "precipitation interpolated from rain gauge observations",
+        "error-corrected and quality controlled precipitation",
+        "Global Precipitation Climatology Project daily precipitation",
+        "Climate Hazards group InfraRed Precipitation with Stations",
+    ],
+)
+def test_words_that_only_sound_like_a_part_of_the_rain(tmp_path, words):
+    np.testing.assert_array_equal(read_field(day(tmp_path, attrs={"units": "mm", "long_name": words})), FIELD)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["Total snowfall", "Total convective precipitation", "precipitation error", "Quality flag of rain"]
+    + ["Hail and graupel", "precipitation minus evaporation", "probability of precipitation", "rain anomaly"],
+)
+def test_words_that_speak_of_a_part_or_of_a_figure(tmp_path, words):
+    with pytest.raises(DataError, match="is no rain by its long_name"):
+        read_field(day(tmp_path, attrs={"units": "mm", "long_name": words}))
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{"long_name": "Monthly total precipitation"}, {"avg_period": "0000-01-00 00:00:00"}, {"long_name": "annual rain"}],
+)
+def test_means_and_sums_of_many_days_are_refused(tmp_path, about):
+    with pytest.raises(DataError, match="amounts of a month or more; expected a file a day"):
+        read_field(day(tmp_path, attrs={"units": "mm", **about}))
+
+
+@pytest.mark.parametrize(
     ("about", "period", "source"),
     [
         ({"bounds": [0, 24]}, 24, "time_bnds"),
@@ -568,6 +605,9 @@ def test_a_name_and_a_coordinate_of_other_dates_are_refused_with_both(tmp_path, 
         ({"long_name": "24 h rain"}, 24, "units and long_name"),
         ({"long_name": "24-minute precipitation accumulation"}, 0.4, "units and long_name"),
         ({"units": "mm/day"}, 24, "units"),
+        ({"long_name": "3 hourly rain"}, 3, "units and long_name"),
+        ({"long_name": "Daily total of precipitation"}, 24, "long_name"),
+        ({"avg_period": "0000-00-01 00:00:00"}, 24, "attributes"),
         ({"time_step": "day"}, 24, "attributes"),
         ({}, 24, "name"),
     ],
