@@ -26,8 +26,8 @@ PART = re.compile(  # words that speak of a part of the rain, or of a figure abo
 )
 MANY_DAYS = re.compile(r"\b(monthly|seasonal|annual|yearly|dekad|decad|pentad|weekly|month|year)", re.I)
 OTHER = re.compile(  # words that speak of something else, where none speaks of rain
-    "temperature|pressure|wind|humidity|vapou?r|evapo|snow|hail|graupel|cloud|radiation|soil|geopotential|height|visibility|"
-    "run.?off|column|heat|latitude|longitude|ozone|elevation|orography|error|quality",
+    "temperature|pressure|wind|humidity|vapou?r|evapo|snow|hail|graupel|cloud|radiation|soil|"
+    "geopotential|height|visibility|run.?off|column|heat|latitude|longitude|ozone|elevation|orography|error|quality",
     re.I,
 )
 NOTHING = ("", "unknown", "none", "undefined", "-")  # texts of attributes that say nothing: all ERA5 files have them
