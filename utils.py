@@ -689,11 +689,17 @@ def load_checkpoint(path, map_location="cpu"):
 
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # zip, pickle and storage faults each raise their own kind
+    except Exception:  # zip, pickle and storage faults each raise their own kind, in words of many lines
         raise DataError(
-            f"{path}: not a checkpoint that can be loaded safely ({(str(error).splitlines() or ['empty'])[0][:160]}); "
-            "expected plain tensors and settings, as 2train.py writes them"
+            f"{path}: not a checkpoint that can be loaded safely: it holds more than tensors, numbers and text (a "
+            "NumPy object, a pickled class, or code); expected plain tensors and settings, as 2train.py writes them"
         ) from None
+    if isinstance(state, dict) and state and all(map(torch.is_tensor, state.values())):
+        names = " of a DataParallel model" if all(str(name).startswith("module.") for name in state) else ""
+        raise DataError(
+            f"{path}: weights alone{names}, without the settings to use them; expected a checkpoint or export "
+            "of 2train.py"
+        )
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         found = state.get("format", "none") if isinstance(state, dict) else type(state).__name__
         raise DataError(

@@ -151,39 +151,43 @@ def test_what_the_documents_tell_to_type_works(typed, monkeypatch, name, number)
             assert (ROOT / script).is_file(), words
 
 
+CDS = {"units": "m", "GRIB_stepType": "accum", "standard_name": "unknown", "long_name": "Total precipitation"}
+
+
 def test_the_era5_request_makes_days_that_are_read(tmp_path, monkeypatch):
     """The snippet, run with a client that hands out a file as the Climate Data Store writes it."""
     asked = []
 
     def retrieve(name, request, target):
         asked.append((name, request))
-        times = np.datetime64("2023-08-01", "ns") + np.arange(3) * np.timedelta64(1, "D")
+        hours = np.arange(1, 50)  # to 01 UTC of the third day; amounts since 00 UTC, 24 x day mm at its end
+        times = np.datetime64("2023-08-01", "ns") + hours * np.timedelta64(1, "h")
         north, west, south, east = request["area"]
         lat, lon = nodes(south, north, 0.1)[::-1], nodes(west, east, 0.1)
-        amounts = np.arange(1, 4)[:, None, None] / 1000 * np.ones((1, len(lat), len(lon)))
+        since = ((hours - 1) % 24 + 1) * ((hours - 1) // 24 + 1) / 1000  # metres
+        amounts = since[:, None, None] * np.ones((1, len(lat), len(lon)))
         xr.Dataset(
-            {"tp": (("valid_time", "latitude", "longitude"), amounts, {"units": "m", "GRIB_stepType": "accum"})},
+            {"tp": (("valid_time", "latitude", "longitude"), amounts, CDS)},
             {
                 "valid_time": times,
                 "latitude": lat,
                 "longitude": lon,
                 "number": 0,
-                "expver": ("valid_time", ["0001"] * 3),
+                "expver": ("valid_time", ["0001"] * len(times)),
             },
         ).to_netcdf(target)
 
     monkeypatch.setitem(sys.modules, "cdsapi", SimpleNamespace(Client=lambda: SimpleNamespace(retrieve=retrieve)))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "Data/DataEval").mkdir(parents=True)
     (snippet,) = re.findall(r"^```python\n(.*?)^```", text("Data/README.md"), re.M | re.S)
     exec(snippet, {})
+    (command,) = re.findall(
+        r"`python 1create_data_lists.py (--make-days downloads/era5_land [^`]*)`", text("Data/README.md")
+    )
+    assert not run(1, *shlex.split(command))
     (name, request), days = asked[0], sorted((tmp_path / "Data/DataEval").iterdir())
-    assert name == "reanalysis-era5-land" and len(request["day"]) == 31
-    assert [day.name for day in days] == [
-        "2023_07_31.nc",
-        "2023_08_01.nc",
-        "2023_08_02.nc",
-    ]  # of the 24 hours before 00 UTC
+    assert name == "reanalysis-era5-land" and len(request["day"]) == 31 and len(request["time"]) == 24
+    assert [day.name for day in days] == ["2023_08_01.nc", "2023_08_02.nc"]  # the third is not whole
     field = read_field(days[1])
-    assert field.shape == (61, 61) and str(field.time.values)[:10] == "2023-08-01"
-    np.testing.assert_allclose(field, 2.0, rtol=1e-6)
+    assert field.shape == (61, 61) and str(field.time.values)[:10] == "2023-08-02"
+    np.testing.assert_allclose(field, 48.0, rtol=1e-6)

@@ -201,6 +201,21 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
         load_checkpoint("module.pth")
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"conv.weight": torch.zeros(2)}, "weights alone, without the settings"),
+        ({"module.conv.weight": torch.zeros(2)}, "weights alone of a DataParallel model, without the settings"),
+        ({"format": 2, "best": np.float64(1)}, "holds more than tensors, numbers and text"),
+    ],
+)
+def test_checkpoints_of_others_are_refused_in_one_sentence(tmp_path, content, words):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(DataError) as error:
+        load_checkpoint(tmp_path / "other.pth")
+    assert words in str(error.value) and "\x1b" not in str(error.value) and "2train.py" in str(error.value)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a checkpoint", None])
 def test_what_is_no_checkpoint_is_refused(tmp_path, content):
     path = tmp_path / "x.pth"
