@@ -43,7 +43,8 @@ def score(args, config, paths):
     except DataError as error:
         log(f"no scores: {error}")
         return None, None, None
-    truth = "coarsen" if config.target == "interpolate" and pairs.plans[0].kind == "hr" else config.target
+    real = config.target == "interpolate" and not pairs.plans[0].interpolated  # the files themselves are HR
+    truth = "coarsen" if real else config.target
     table = verification.score_outputs(paths, pairs, config.scale, side=args.score_window)
     rows = table.rows()
     if not rows:

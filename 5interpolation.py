@@ -86,7 +86,7 @@ def describe(split, dataset):
         f"{split}: {len(dataset)} pairs x{config.scale}, {plan.lr.rows} x {plan.lr.cols} and {plan.hr.rows} x "
         f"{plan.hr.cols} cells over {plan.lr.extent} (--region {format_region(config.region)}: {plan.words})"
     )
-    if config.target == "interpolate" and plan.kind != "hr":
+    if plan.interpolated:
         log("NOTE: HR is an interpolation of LR; detail below the LR cell is not verified by such data")
 
 

@@ -282,6 +282,11 @@ class Plan:
         """(row, column) of the first LR cell, counted from the pole and from 180 W, so independent of the region."""
         return int((90 - self.lr.north) / self.lr.step), int((self.lr.west + 180) / self.lr.step)
 
+    @property
+    def interpolated(self):
+        """True where HR is an interpolation of the input, so that it verifies nothing below the LR cell."""
+        return self.config.target == "interpolate" and self.kind != "hr"
+
     @cached_property
     def core(self):
         """The HR cells under LR cells."""

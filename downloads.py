@@ -28,12 +28,8 @@ EPOCH = np.datetime64("1970-01-01", "s")
 HOUR, DAY = np.timedelta64(3600, "s"), np.timedelta64(86400, "s")
 OTHER_KINDS = {  # endings of files of other kinds, and what to do with them
     (".grib", ".grb", ".grib2", ".grb2"): "GRIB becomes NetCDF by cdo -f nc4 copy IN.grib OUT.nc",
-    (
-        ".h5",
-        ".hdf5",
-        ".he5",
-    ): "HDF5 is read where ncdump -h shows the rain with lat and lon: name it .nc; out of a group "
-    "ncks -G : -g GROUP IN.h5 OUT.nc lifts it",
+    (".h5", ".hdf5", ".he5"): "HDF5 is read where ncdump -h shows the rain with lat and lon: name it .nc; out of a "
+    "group ncks -G : -g GROUP IN.h5 OUT.nc lifts it",
     (".hdf",): "HDF4 becomes NetCDF by h4tonccf IN.hdf OUT.nc",
     (".gz", ".zip", ".tar", ".tgz", ".bz2"): "unpack them first (gunzip, unzip, tar -x)",
     (".tif", ".tiff"): "GeoTIFF becomes NetCDF by gdal_translate -of netCDF IN.tif OUT.nc, with units by ncatted",

@@ -17,7 +17,8 @@ import numpy as np
 
 from utils import DataError
 
-RAIN = re.compile("precip|rain(?!bow)|prcp|niederschlag|pluie|lluvia|降水|降雨|雨量", re.I)  # words that speak of rain
+# words that speak of rain
+RAIN = re.compile("precip|rain(?!bow)|prcp|niederschlag|pluie|lluvia|降水|降雨|雨量", re.I)
 PART = re.compile(  # words that speak of a part of the rain, or of a figure about it
     r"(?<!non.)convective|large.?scale|stratiform|snow|graupel|\bhail|freezing|error(?!.{0,3}correct)|uncertaint|"
     r"quality (?:index|flag|code)|\bflag|probab|anomal|percentile|quantile|\bmaximum|\bminimum|deviation|"
@@ -48,11 +49,13 @@ BASE = {  # unit: powers of length, mass and time, and its size in m, kg, s
 PREFIXES = {"m": 1e-3, "milli": 1e-3, "c": 1e-2, "centi": 1e-2, "d": 0.1, "deci": 0.1, "k": 1e3, "kilo": 1e3}
 FACTOR = re.compile(r"\s*(/)?\s*(\d+(?:\.\d+)?)?\s*([a-z]+)(?:\s?(-\d+)|(\d+))?")  # of a unit: /3h, m-2, 0.1 mm
 
+# fmt: off
 __all__ = [
-    *("AMOUNTS", "AS_STORED", "NOTHING", "RAIN", "RATES", "UNITS", "bounds_variable", "dates", "name_times"),
-    *("other_quantity", "own_units", "period_of", "refuse_other", "said", "seconds_of", "shown", "text_of"),
-    *("time_bounds", "time_roles", "unit_factor"),
+    "AMOUNTS", "AS_STORED", "NOTHING", "RAIN", "RATES", "UNITS", "bounds_variable", "dates", "name_times",
+    "other_quantity", "own_units", "period_of", "refuse_other", "said", "seconds_of", "shown", "text_of",
+    "time_bounds", "time_roles", "unit_factor",
 ]
+# fmt: on
 
 
 # ---------------------------------------------------------------- which quantity

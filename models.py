@@ -476,6 +476,15 @@ class Transform(NamedTuple):
     inverse: Callable
 
 
+def _linear(offset, size):
+    """The Transform (x - offset) / size; both are taken from the parameters of _fit_range, size at least 1e-12."""
+    return Transform(
+        _fit_range,
+        lambda x, p: (x - offset(p)) / max(size(p), 1e-12),
+        lambda y, p: y * max(size(p), 1e-12) + offset(p),
+    )
+
+
 def _fit_range(values):
     v = np.asarray(values, np.float64)
     return {"min": float(v.min()), "max": float(v.max()), "mean": float(v.mean()), "std": float(v.std())}
@@ -502,33 +511,17 @@ TRANSFORMS = {
         lambda x, p: (1 + p["c"] * x).log10(),
         lambda y, p: (10**y - 1) / p["c"],
     ),
-    "minmax": Transform(
-        _fit_range,
-        lambda x, p: (x - p["min"]) / max(p["max"] - p["min"], 1e-12),
-        lambda y, p: y * max(p["max"] - p["min"], 1e-12) + p["min"],
-    ),
-    "zscore": Transform(
-        _fit_range,
-        lambda x, p: (x - p["mean"]) / max(p["std"], 1e-12),
-        lambda y, p: y * max(p["std"], 1e-12) + p["mean"],
-    ),
+    "minmax": _linear(lambda p: p["min"], lambda p: p["max"] - p["min"]),
+    "zscore": _linear(lambda p: p["mean"], lambda p: p["std"]),
     "decimal": Transform(_fit_decimal, lambda x, p: x / p["divisor"], lambda y, p: y * p["divisor"]),
-    "mean": Transform(
-        _fit_range,
-        lambda x, p: (x - p["mean"]) / max(p["max"] - p["min"], 1e-12),
-        lambda y, p: y * max(p["max"] - p["min"], 1e-12) + p["mean"],
-    ),
+    "mean": _linear(lambda p: p["mean"], lambda p: p["max"] - p["min"]),
     # Two classes: the way back gives each class its mean, the nearest thing to an inverse that exists.
     "binarise": Transform(
         _fit_binary,
         lambda x, p: (x >= p["threshold"]).to(x.dtype),
         lambda y, p: p["dry"] + (p["wet"] - p["dry"]) * y,
     ),
-    "mean_over_max": Transform(
-        _fit_range,
-        lambda x, p: (x - p["mean"]) / max(p["max"], 1e-12),
-        lambda y, p: y * max(p["max"], 1e-12) + p["mean"],
-    ),
+    "mean_over_max": _linear(lambda p: p["mean"], lambda p: p["max"]),
 }
 
 

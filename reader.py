@@ -54,22 +54,12 @@ SINGLE = 4e-5  # degrees; rounding error of a float32 coordinate near 360
 MAX_CELLS = 1_000_000_000  # the whole globe at 0.01 degree holds 648 million; a damaged header claims more
 MAKE_DAYS = "python 1create_data_lists.py --make-days"  # the command that turns files of many times into days
 
+# fmt: off
 __all__ = [
-    *(
-        "MAKE_DAYS",
-        "MAX_CELLS",
-        "UNITS",
-        "Grid",
-        "axes_of",
-        "canonical",
-        "choose",
-        "grid_of",
-        "inspect_files",
-        "opened",
-        "ratio",
-    ),
-    *("read_field", "stamp", "to_mm"),
+    "MAKE_DAYS", "MAX_CELLS", "UNITS", "Grid", "axes_of", "canonical", "choose", "grid_of", "inspect_files", "newest",
+    "opened", "ratio", "read_field", "stamp", "to_mm",
 ]
+# fmt: on
 
 
 # ---------------------------------------------------------------- the one reader
@@ -155,7 +145,7 @@ KINDS = {  # how files of other kinds begin, and what turns them into NetCDF
     b"GRIB": "it is GRIB: convert it with cdo -f nc4 copy IN OUT",
     b"PK\x03\x04": "it is a ZIP archive, as the CDS packs several kinds of variables: unzip it",
     b"\x1f\x8b": "it is compressed: gunzip it",
-    b"\x0e\x03\x13\x01": "it is HDF4: convert it with ncl_convert2nc or h4toh5",
+    b"\x0e\x03\x13\x01": "it is HDF4: convert it with h4tonccf IN OUT",
     b"<": "it is a web page: the download failed, or needs a login",
     b"{": "it is text: the download failed, or needs a login",
 }
@@ -252,8 +242,7 @@ def _axis(field, names, standard, direction):
     is not taken, whatever its name.
     """
     compass, weak = ("north", "n") if direction == "Y" else ("east", "e"), None
-    own = {f"{degree}_{d}" for degree in ("degree", "degrees") for d in compass}
-    own |= {f"{degree}{d.upper()}".lower() for degree in ("degree", "degrees") for d in compass}
+    own = {f"{degree}{between}{d}" for degree in ("degree", "degrees") for between in ("_", "") for d in compass}
     other = "longitude" if direction == "Y" else "latitude"
     coords = field.coords.variables
     for dim in field.dims:

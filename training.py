@@ -454,7 +454,7 @@ def open_state(config, path, args, group, dataset):
             f"expected a sample for each, for example --batch {8 * group.size}"
         )
     state = State(config, *settings, args, group)
-    state.interpolated = config.target == "interpolate" and dataset.plans[0].kind != "hr"
+    state.interpolated = dataset.plans[0].interpolated
     if state.shape.position_channels:
         state.region_cells = datasets.cells_of(dataset.plans[0].lr)
     if kept:
@@ -906,7 +906,7 @@ def announce(state, dataset, path):
         f"weights on {state.group.device}, {state.group.size} process(es), {torch.get_num_threads()} thread(s), "
         f"{state.amp or 'float32'}"
     )
-    if state.config.target == "interpolate" and plan.kind != "hr":
+    if state.interpolated:
         log(
             "WARNING: HR is an interpolation of the input, so the network learns to interpolate; detail below the LR "
             "cell is NOT verified by such data. With files at the HR step use --target coarsen, with matching pairs "
@@ -944,10 +944,11 @@ class Board:
         words = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
         log(f"step {state.step}/{state.steps}  {clock.elapsed:.1f} min  {words}")
         with self._named():
-            self._draw(values, scores, shown, state.step)
+            self._draw(values, scores, shown, state)
 
-    def _draw(self, values, scores, shown, step):
+    def _draw(self, values, scores, shown, state):
         """Add a point to each curve and, after a validation, pictures of its first window."""
+        step, target = state.step, "interpolate" if state.interpolated else None
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         if scores:
@@ -955,7 +956,7 @@ class Board:
 
             lr, hr, made, (r0, r1, c0, c1) = shown
             lr, hr, made = (field.cpu().numpy() for field in (lr[0, 0, r0:r1, c0:c1], hr[0, 0], made[:, 0, 0]))
-            self.writer.add_figure("valid/maps", plots.plot_windows(lr, hr, made), step)
+            self.writer.add_figure("valid/maps", plots.plot_windows(lr, hr, made, target=target), step)
             figure = plots.plot_qq(hr, made, caption="one held-out window")
             self.writer.add_figure("valid/qq", figure, step)
         self.writer.flush()  # a short run has its curves too

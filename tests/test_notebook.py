@@ -127,7 +127,8 @@ def test_stages_draw_the_same_without_a_notebook(project, evaluated, monkeypatch
 def test_tensorboard_shows_the_same_while_training(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "settings_of", lambda state: {})
     lr, hr, made = torch.ones(1, 1, 4, 4), torch.full((1, 1, 8, 8), 2.0), torch.full((3, 1, 1, 8, 8), 3.0)
-    state = SimpleNamespace(step=7, steps=9, opt_g=SimpleNamespace(param_groups=[{"lr": 1e-3}]))
+    rates = SimpleNamespace(param_groups=[{"lr": 1e-3}])
+    state = SimpleNamespace(step=7, steps=9, opt_g=rates, interpolated=False)
     report, board = training.Board(tmp_path, state), MagicMock()
     report.close()
     report.writer = board
@@ -144,6 +145,10 @@ def test_tensorboard_shows_the_same_while_training(tmp_path, monkeypatch):
     }
     line = figures["valid/qq"].axes[0].lines[1]
     assert set(line.get_xdata()) == {2.0} and set(line.get_ydata()) == {3.0}
+    state.interpolated = True
+    report.report(state, {}, scores, shown, SimpleNamespace(elapsed=1.0))
+    maps = [call.args[1] for call in board.add_figure.call_args_list if call.args[0] == "valid/maps"][-1]
+    assert "no truth: input interpolated" in {ax.get_title() for ax in maps.axes}
 
 
 def test_swapped_days_are_refused(project, evaluated, tmp_path, monkeypatch):
