@@ -16,12 +16,15 @@ FLOORS = {
     "datasets": 2,
     "downloads": 2,
     "models": 2,
+    "realism": 3,
     "verification": 3,
     "plots": 3,
     "downscaling": 3,
     "training": 3,
 }
 BESIDE = {
+    ("verification", "realism"),
+    ("training", "realism"),
     ("reader", "metadata"),
     ("training", "verification"),
     ("training", "plots"),
