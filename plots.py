@@ -19,6 +19,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import IdentityTransform
 
 from datasets import block_mean
 from utils import log, progress, read_output, when, whole_file
@@ -50,8 +51,8 @@ STYLES = {
 
 # fmt: off
 __all__ = [
-    "close_up", "levels_for", "plot_evaluation", "plot_forecasts", "plot_maps", "plot_qq", "plot_scores", "plot_sites",
-    "plot_windows", "save_figure",
+    "close_up", "levels_for", "plot_evaluation", "plot_forecasts", "plot_maps", "plot_members", "plot_qq",
+    "plot_scores", "plot_sites", "plot_windows", "save_figure", "wettest_window",
 ]
 # fmt: on
 
@@ -60,13 +61,15 @@ __all__ = [
 
 
 def plot_evaluation(folder, paths, pairs, curves=None, *, target=None):
-    """Draw the evaluation days: NN_maps.png of every day, wettest.png (a close-up) and scores.png, all in `folder`.
+    """Draw the evaluation days: NN_maps.png of every day and scores.png; of the wettest wettest.png and members.png.
+
+    wettest.png is a close-up, members.png a window of about 400 pixels a side, drawn pixel by pixel.
 
     Args: paths: NN_pre_sr.nc in list order. pairs: sequence of their (lr, hr) DataArrays, mm; hr is None where there is
         no truth. curves: of a ScoreTable; None: no scores.png. target: where the truth comes from, where the fields'
         own word is not to be taken ("interpolate" over files at the HR step has real truth).
     """
-    folder, wettest, near, shown = Path(folder), -1.0, None, None
+    folder, wettest, near, beside, shown = Path(folder), -1.0, None, None, None
     for index, path in enumerate(progress(paths, "drawing")):
         (lr, hr), sr = pairs[index], read_output(path)
         hr = hr.assign_attrs(target=target) if target and hr is not None else hr
@@ -74,19 +77,20 @@ def plot_evaluation(folder, paths, pairs, curves=None, *, target=None):
         shown, mean = lr if hr is None else hr, float(np.nan_to_num(lr.mean()))
         if mean > wettest:
             one = sr.isel(member=0) if "member" in sr.dims else sr
-            wettest, near = mean, close_up(lr, one, hr)
+            wettest, near, beside = mean, close_up(lr, one, hr), wettest_window(lr, sr, hr)
             words = f"x{sr.attrs['scale']}, member 1 of {sr.sizes.get('member', 1)}"
     if near is not None:
         save_figure(plot_maps(*near, caption=words), folder / "wettest.png")
+        save_figure(_members_of(*beside), folder / "members.png", dpi="figure")
     if curves is not None:
         words, attrs = f"{len(paths)} files", shown.attrs
         figure = plot_scores(curves, caption=words, archive=attrs.get("archive"), target=attrs.get("target"))
         save_figure(figure, folder / "scores.png")
-    log(f"drew {len(paths)} maps, wettest.png{'' if curves is None else ' and scores.png'} in {folder}")
+    log(f"drew {len(paths)} maps, wettest.png, members.png{'' if curves is None else ', scores.png'} in {folder}")
 
 
 def plot_forecasts(folder, paths, inputs, cells):
-    """Draw the forecasts: NN_maps.png of each and a Q-Q plot qq_NAME.png for each reference, all in `folder`.
+    """Draw the forecasts: NN_maps.png of each, members.png of the wettest, qq_NAME.png (Q-Q) for each reference.
 
     Args: paths: NN_pre_sr.nc. inputs: their LR DataArrays, mm, in the same order. cells: of
         verification.forecast_cells: {name of the reference: list of (downscaled (M, n), reference (n,)), mm}.
@@ -94,19 +98,37 @@ def plot_forecasts(folder, paths, inputs, cells):
     folder = Path(folder)
     for index, (path, lr) in enumerate(zip(progress(paths, "drawing"), inputs, strict=True)):
         save_figure(plot_maps(lr, read_output(path)), folder / f"{index:02d}_maps.png")
+    index = int(np.argmax([np.nan_to_num(float(lr.mean())) for lr in inputs]))
+    beside = wettest_window(inputs[index], read_output(paths[index]))
+    save_figure(_members_of(*beside), folder / "members.png", dpi="figure")
     for name, pairs in cells.items():
         made, known = (np.concatenate(values, -1) for values in zip(*pairs, strict=True))
         words, archive = f"{len(pairs)} forecasts at the cells of the {name}", inputs[0].attrs.get("archive")
         figure = plot_qq(known, made, caption=words, archive=archive, names=(name, "downscaled"))
         save_figure(figure, folder / f"qq_{name.replace(' ', '_')}.png")
-    log(f"drew {len(paths)} maps and {len(cells)} Q-Q plots in {folder}")
+    log(f"drew {len(paths)} maps, members.png and {len(cells)} Q-Q plots in {folder}")
 
 
-def save_figure(figure, path):
-    """Write a Figure as PNG, whole or not at all; returns the path."""
+def save_figure(figure, path, *, dpi=110):
+    """Write a Figure as PNG, whole or not at all; returns the path. dpi: "figure" for one of plot_members."""
     with whole_file(path) as part:
-        figure.savefig(part, format="png", dpi=110)
+        figure.savefig(part, format="png", dpi=dpi)
     return Path(path)
+
+
+def _members_of(lr, sr, hr):
+    """plot_members of DataArrays, captioned with their time, source, place and size."""
+    lr, sr, hr = (field if field is None else _north_up(field) for field in (lr, sr, hr))
+    (south, north), (west, east) = (_ends(sr[d].values) for d in ("lat", "lon"))
+    corners = f"{_place(round(south, 4), round(west, 4))} to {_place(round(north, 4), round(east, 4))}"
+    return plot_members(
+        lr.values,
+        hr if hr is None else hr.values,
+        sr.values if "member" in sr.dims else sr.values[None],
+        target=None if hr is None else hr.attrs.get("target"),
+        caption="; ".join([*_about(sr), corners]),
+        archive=sr.attrs.get("archive"),
+    )
 
 
 # ---------------------------------------------------------------- figures
@@ -119,9 +141,18 @@ def close_up(lr, sr, hr=None, *, pixels=400):
         times this is not cut.
     Returns: (lr, sr, hr) on the window.
     """
-    scale = int(sr.attrs["scale"])
     if max(sr.sizes["lat"], sr.sizes["lon"]) < 2.5 * pixels:
         return lr, sr, hr
+    return wettest_window(lr, sr, hr, pixels=pixels)
+
+
+def wettest_window(lr, sr, hr=None, *, pixels=400):
+    """Cut the fields to their wettest window as close_up does, whatever their size.
+
+    Args: lr, sr and hr: DataArrays, mm, north first. pixels: about the window's side.
+    Returns: (lr, sr, hr) on the window.
+    """
+    scale = int(sr.attrs.get("scale") or max(1, sr.sizes["lat"] // lr.sizes["lat"]))
     side = [min(max(1, round(pixels / scale)), n) for n in lr.shape]
     return _wettest_window(lr, sr, hr, side, scale)[0]
 
@@ -184,15 +215,52 @@ def plot_maps(lr, sr, hr=None, *, caption="", levels=None, members=3):
     return _sign(figure, "; ".join([caption] * bool(caption) + said), sr.attrs.get("archive"))
 
 
+def plot_members(lr, hr, members, *, levels=None, target=None, caption="", archive=None):
+    """Draw input, truth and members of one window side by side, each pixel of HR as one pixel of the picture.
+
+    Nothing is interpolated, so texture can be judged. A window shorter than 200 pixels is drawn with 2 x 2, 3 x 3 ...
+    pixels of the picture for each of its own. Two rows of three: four members, without truth five.
+
+    Args: lr (h, w), hr (H, W) or None, members (M, H, W): mm, tensors or arrays, north first. levels: rungs of LADDER;
+        None: those of levels_for. target: with "interpolate" the title of the truth says that it is none.
+    Returns: a Figure; save_figure(figure, path, dpi="figure") keeps its pixels.
+    """
+    lr, hr, members = (None if field is None else _array(field) for field in (lr, hr, members))
+    truth = "no truth: input interpolated" if target == "interpolate" else "truth (HR)"
+    shape = members.shape[-2:]
+    panels = {INPUT: _on_pixels(lr, shape[0] // len(lr), shape, np.nan)} | ({} if hr is None else {truth: hr})
+    panels |= {f"member {m + 1}": field for m, field in enumerate(members[: 6 - len(panels)])}
+    colours = _rain_colours(levels or levels_for(*panels.values()))
+    zoom = max(1, -(-200 // min(shape)))
+    (h, w), columns = (zoom * n for n in shape), 2 if len(panels) == 4 else min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    head, gap, bar = 26, 10, 80  # pixels of the picture: title of a panel, between panels, colour bar
+    width = columns * (w + gap) + gap + bar
+    foot, top = 12 + 12 * len(_caption_lines(caption, width / 100)), 18 if _generated(archive) else 0
+    height = rows * (h + head) + foot + top
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    for k, (title, field) in enumerate(panels.items()):
+        left, low = gap + k % columns * (w + gap), height - top - (k // columns + 1) * (h + head)
+        box = Rectangle(
+            (left - 1, low - 1), w + 2, h + 2, fc="0.6", lw=0, aa=False, zorder=-1, transform=IdentityTransform()
+        )
+        figure.add_artist(box)  # a frame of one pixel round the window, which lies on it
+        ax = figure.add_axes((left / width, low / height, w / width, h / height))
+        image = ax.imshow(field, cmap=colours[0], norm=colours[1], interpolation="nearest", aspect="auto")
+        ax.set_axis_off()
+        ax.set_title(title, fontsize=9, pad=4)
+    place = (columns * (w + gap) + gap) / width, foot / height + 0.05, 14 / width, (h * rows + head) / height - 0.1
+    _bar(figure, image, None, "rain, mm", cax=figure.add_axes(place))
+    return _sign(figure, caption, archive)
+
+
 def plot_windows(lr, hr, members, *, levels=None, target=None):
     """Draw input, truth and up to three members of one training window, in the colours of the maps.
 
     Args: lr (h, w), hr (H, W), members (M, H, W): mm, tensors or arrays. levels: rungs of LADDER; None: those of
         levels_for. target: with "interpolate" the title of the truth says that it is none.
     """
-    lr, hr, members = (
-        np.asarray(a.detach().cpu() if hasattr(a, "detach") else a, np.float32) for a in (lr, hr, members)
-    )
+    lr, hr, members = map(_array, (lr, hr, members))
     colours = _rain_colours(levels or levels_for(lr, hr, members))
     truth = "no truth: input interpolated" if target == "interpolate" else "truth"
     panels = {"input": lr, truth: hr} | {f"member {m + 1}": field for m, field in enumerate(members[:3])}
@@ -308,16 +376,25 @@ def _figure(rows, columns, size):
 def _sign(figure, caption, archive):
     """Write the caption below a figure, and above it a warning where the data are a generated sample."""
     width, height = figure.get_size_inches()
-    text = textwrap.fill(caption.lstrip("; "), max(40, int(17 * width)))
+    text = "\n".join(_caption_lines(caption, width))
     figure.text(0.04 / width, 0.04 / height, text, fontsize=7.5, va="bottom")
     if figure.get_layout_engine() is not None:
         bottom = (0.1 + 0.14 * (text.count("\n") + 1)) / height
         figure.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom - (0.25 if archive else 0.06) / height))
-    if archive and "generated" in str(archive).lower():
+    if _generated(archive):
         figure.text(
             0.995, 0.995, "GENERATED SAMPLE, not observations", color="#D55E00", weight="bold", ha="right", va="top"
         )
     return figure
+
+
+def _caption_lines(caption, width):
+    """A caption in lines for a figure of this width, inches."""
+    return textwrap.wrap(caption.lstrip("; "), max(40, int(17 * width)))
+
+
+def _generated(archive):
+    return "generated" in str(archive or "").lower()
 
 
 def _rain_colours(levels):
@@ -335,9 +412,15 @@ def _spread_colours(spread):
     return colour, colors.BoundaryNorm(levels, len(levels), extend="max")
 
 
-def _bar(figure, image, axes, label):
-    """Draw a colour bar beside axes, labelled at every level."""
-    bar = figure.colorbar(image, ax=axes, format="%g", aspect=figure.get_size_inches()[1] / 0.2, pad=0.02)
+def _array(field):
+    """A tensor or an array as float32 in memory."""
+    return np.asarray(field.detach().cpu() if hasattr(field, "detach") else field, np.float32)
+
+
+def _bar(figure, image, axes, label, cax=None):
+    """Draw a colour bar beside axes, or in the axes `cax`, labelled at every level."""
+    room = {"cax": cax} if cax else {"ax": axes, "aspect": figure.get_size_inches()[1] / 0.2, "pad": 0.02}
+    bar = figure.colorbar(image, format="%g", **room)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.set_ticks(image.norm.boundaries)

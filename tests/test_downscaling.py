@@ -175,7 +175,7 @@ def test_truth_with_gaps_everywhere_is_no_reason_to_fall(home, tmp_path, capsys)
     argv = ["--data-folder", tmp_path / "lists", "--checkpoint", home.coarsen, "--out", tmp_path, "--region", "all"]
     run(3, *argv, "--plots")
     assert len(outputs(tmp_path)) == 1 and "no scores: every window" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["00_maps.png", "wettest.png"]
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["00_maps.png", "members.png", "wettest.png"]
 
 
 def test_hr_is_not_an_argument_of_downscaling():

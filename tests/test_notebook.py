@@ -117,8 +117,8 @@ def test_stages_draw_the_same_without_a_notebook(project, evaluated, monkeypatch
         assert (
             sorted(drawn)
             == {
-                3: ["00_maps.png", "01_maps.png", "02_maps.png", "scores.png", "wettest.png"],
-                4: ["00_maps.png", "01_maps.png", "02_maps.png", "qq_own_input.png"],
+                3: ["00_maps.png", "01_maps.png", "02_maps.png", "members.png", "scores.png", "wettest.png"],
+                4: ["00_maps.png", "01_maps.png", "02_maps.png", "members.png", "qq_own_input.png"],
             }[number]
         )
         drawn.clear()

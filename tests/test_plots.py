@@ -8,7 +8,8 @@ from matplotlib import colors
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from test_verification import analysed, forecast, rain, table_of
+from matplotlib.image import imread
+from test_verification import analysed, block_mean, forecast, rain, table_of
 
 import plots
 import utils
@@ -248,6 +249,39 @@ def test_score_pictures_show_the_numbers_of_the_table(tmp_path):
     assert "needs an ensemble" in words(plots.plot_scores(table_of(1, members=1).curves()))
 
 
+def pixels_of(image):
+    """8-bit colours of the values of a drawn image."""
+    return image.cmap(image.norm(image.get_array()), bytes=True)
+
+
+@pytest.mark.parametrize("side, zoom", [(240, 1), (96, 3)])
+def test_members_are_drawn_pixel_by_pixel(side, zoom, tmp_path):
+    hr, sr = rain(0, side, side) * 20, rain(1, 5, side, side) * 20
+    sr[0, 0, 0], sr[1, 3:9, 5], lr = 99, np.nan, block_mean(hr, 48).astype(np.float32)
+    figure = plots.plot_members(torch.from_numpy(lr), torch.from_numpy(hr), torch.from_numpy(sr), caption="words " * 40)
+    assert list(panels(figure)) == ["input (LR)", "truth (HR)", *(f"member {k}" for k in (1, 2, 3, 4))]
+    picture = imread(plots.save_figure(figure, tmp_path / "members.png", dpi="figure"))
+    for ax, field in zip(panels(figure).values(), [lr.repeat(48, 0).repeat(48, 1), hr, *sr], strict=False):
+        box = ax.get_window_extent()
+        assert round(box.x1 - box.x0) == round(box.y1 - box.y0) == side * zoom
+        top, left = len(picture) - round(box.y1), round(box.x0)
+        drawn = picture[top : top + side * zoom, left : left + side * zoom]
+        np.testing.assert_array_equal(ax.images[0].get_array().filled(np.nan), field)
+        colours = pixels_of(ax.images[0]).repeat(zoom, 0).repeat(zoom, 1)
+        np.testing.assert_array_equal(np.rint(drawn * 255).astype(np.uint8), colours)
+
+
+def test_members_without_truth_or_with_one_that_is_none():
+    field = rain(0, 40, 60)
+    lr, five = block_mean(field, 20), np.stack([field] * 7)
+    assert list(panels(plots.plot_members(lr, None, five))) == ["input (LR)", *(f"member {k}" for k in range(1, 6))]
+    assert list(panels(plots.plot_members(lr, None, field[None]))) == ["input (LR)", "member 1"]
+    said = words(plots.plot_members(lr, field, five, target="interpolate", archive="generated sample"))
+    assert "no truth: input interpolated" in said and "GENERATED SAMPLE" in said and "rain, mm" in said
+    boxes = list(texts_of(plots.plot_members(lr, field, five)))
+    assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[k + 1 :])
+
+
 def test_sites_qq_and_windows_are_drawn(tmp_path):
     truth = xr.DataArray(
         np.stack([rain(k, 5, 4) for k in range(6)]),
@@ -313,6 +347,7 @@ def test_a_run_is_drawn_with_scores(tmp_path, two_days, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "plots").glob("*")) == [
         "00_maps.png",
         "01_maps.png",
+        "members.png",
         "scores.png",
         "wettest.png",
     ]
@@ -320,14 +355,14 @@ def test_a_run_is_drawn_with_scores(tmp_path, two_days, monkeypatch):
 
 def test_the_target_given_says_whether_there_is_truth(tmp_path, two_days, monkeypatch):
     said, (paths, pairs) = [], two_days
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: said.append(words(figure)))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path, **_: said.append(words(figure)))
     pairs = [(lr, hr.assign_attrs(target="interpolate")) for lr, hr in pairs]
     table = verification.score_outputs(paths, pairs, 4)
     plots.plot_evaluation(tmp_path, paths, pairs, table.curves())
-    assert len(said) == 4 and all("no truth" in text for text in said)
+    assert len(said) == 5 and all("no truth" in text for text in said)
     said.clear()
     plots.plot_evaluation(tmp_path, paths, pairs, table.curves(), target="coarsen")
-    assert len(said) == 4 and not any("no truth" in text for text in said)
+    assert len(said) == 5 and not any("no truth" in text for text in said)
 
 
 def test_a_run_without_truth_is_drawn_too(tmp_path, two_days):
@@ -335,7 +370,8 @@ def test_a_run_without_truth_is_drawn_too(tmp_path, two_days):
     plots.plot_evaluation(tmp_path / "plots", paths, [(lr, None) for lr, _ in pairs])
     plots.plot_evaluation(tmp_path / "unscored", paths, pairs, None)
     for folder in ("plots", "unscored"):
-        assert sorted(p.name for p in (tmp_path / folder).glob("*")) == ["00_maps.png", "01_maps.png", "wettest.png"]
+        names = sorted(p.name for p in (tmp_path / folder).glob("*"))
+        assert names == ["00_maps.png", "01_maps.png", "members.png", "wettest.png"]
 
 
 def test_forecasts_are_drawn_against_their_input_and_the_analysed_day(tmp_path):
@@ -346,6 +382,7 @@ def test_forecasts_are_drawn_against_their_input_and_the_analysed_day(tmp_path):
     plots.plot_forecasts(tmp_path / "plots", paths, [own], cells)
     assert sorted(p.name for p in (tmp_path / "plots").glob("*")) == [
         "00_maps.png",
+        "members.png",
         "qq_analysed_day.png",
         "qq_own_input.png",
     ]

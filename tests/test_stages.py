@@ -249,7 +249,7 @@ def test_outputs_pass_a_cf_checker_and_open_in_other_tools(home, tmp_path):
 
 def test_plots_are_drawn_without_truth_and_without_scores(home, tmp_path, capsys):
     """Days at the LR step have no truth for a model of coarsen: input and members are drawn all the same."""
-    names = ["00_maps.png", "01_maps.png", "02_maps.png", "wettest.png"]
+    names = ["00_maps.png", "01_maps.png", "02_maps.png", "members.png", "wettest.png"]
     run(3, "--checkpoint", home.coarsen, "--out", tmp_path / "a", "--members", 2, "--plots")
     assert "no scores: " in capsys.readouterr().out and not (tmp_path / "a/scores.csv").exists()
     run(3, "--checkpoint", home.x10, "--out", tmp_path / "b", "--plots", "--no-scores")
