@@ -36,6 +36,7 @@ def score(args, config, paths):
     Returns: (pairs of LR and truth, curves of the scores, where the truth comes from); None for what there is not.
     """
     import verification
+    from realism import Realism
 
     try:
         pairs = SRDataset(args.data_folder, SPLIT, dataarray=True, **asdict(config))
@@ -45,7 +46,8 @@ def score(args, config, paths):
         return None, None, None
     real = config.target == "interpolate" and not pairs.plans[0].interpolated  # the files themselves are HR
     truth = "coarsen" if real else config.target
-    table = verification.score_outputs(paths, pairs, config.scale, side=args.score_window)
+    realism = None if truth == "interpolate" else Realism(config.scale)
+    table = verification.score_outputs(paths, pairs, config.scale, side=args.score_window, realism=realism)
     rows = table.rows()
     if not rows:
         log("no scores: every window of the truth has missing pixels; smaller ones may not, as --score-window 2")

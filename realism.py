@@ -1,7 +1,7 @@
 """Asks whether downscaled rain looks like real rain: judges, seams, streaks and directions. No pictures, no files.
 
 Reads    fields in memory, mm, NaN = missing: truth (H, W) and members (M, H, W) at the HR grid.
-Returns  numbers.
+Returns  numbers; those of the score table are collected day by day by Realism.
 
     from realism import realism_scores
     realism_scores([hr], [sr], scale=100)             # lists of (H, W) and of (M, H, W), mm
@@ -15,10 +15,13 @@ torch is imported where the judges are trained: it is slow to load.
 """
 
 import functools
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from scipy.ndimage import binary_dilation, gaussian_filter
 
+from threads import Threads, allowed_cores
 from utils import progress
 
 STREAKS = ((2, 32), (6, 48))  # fine and broad: width of the gradient, and of the Gaussian that gathers it, pixels
@@ -26,11 +29,18 @@ BLOCK, BLOCK_SIGMA = 64, 4  # side of the blocks of `directions`, and width of i
 WET = 0.1  # mm; texture is that of pixels above it
 GAP = 12  # pixels around a missing one that do not enter the streaks
 KEYS = ("judges", "seams", "streaks_fine", "streaks_broad", "directions")
+COLUMNS = (  # of the printed table: key, title, width, meaning
+    ("judges", "judges", 8, "how well small networks tell made patches from real ones, 0.5 not at all, 1 always"),
+    ("seams", "seams", 7, "jumps across the edges of LR cells over jumps elsewhere"),
+    ("streaks_fine", "streaks", 11, "how strongly texture lies along one direction, fine/broad"),
+    ("directions", "directions", 12, "error of the members' directions over that of none, 0 best, above 1 no skill"),
+)
+LEAST_BLOCKS, LEAST_PATCHES = 8, 64  # with fewer the score table's directions and all judges are blank
 
 # fmt: off
 __all__ = [
-    "KEYS", "STREAKS", "Patches", "coherence", "direction_sums", "directions", "judged", "judges", "realism_scores",
-    "seams", "texture", "texture_ratios", "texture_sums",
+    "KEYS", "STREAKS", "Patches", "Realism", "coherence", "direction_sums", "directions", "judged", "judges",
+    "realism_lines", "realism_scores", "seam_sums", "seams", "texture", "texture_ratios", "texture_sums",
 ]
 # fmt: on
 
@@ -46,13 +56,100 @@ def realism_scores(truth, members, scale, *, seed=0, **options):
     Returns: {key of KEYS: score}, NaN where a measure has no wet place to look at. Streaks are those of the first
         members; seams, judges and directions are those of all.
     """
-    real, made = texture_sums(truth, scale), texture_sums([m[0] for m in members], scale)
-    made[:4] = seam_sums(members, scale)
+    made = sum(_row_sums(sr, scale) for sr in members)
     return {
         "judges": judges(truth, members, seed=seed, **options),
-        **texture_ratios(made, real),
+        **texture_ratios(made, texture_sums(truth, scale)),
         "directions": directions(truth, members),
     }
+
+
+def _row_sums(members, scale):
+    """texture_sums of the members (M, H, W) of a day: seams of all, streaks of the first."""
+    return np.concatenate([seam_sums([members], scale), texture_sums(members[:1], scale)[4:]])
+
+
+class Realism:
+    """The realism of the score table's rows: add() days, then read scores() and reasons() of each row.
+
+    It keeps sums and, of the rows that judges look at, a bounded number of patches: memory does not grow with days.
+
+    Args: scale: HR pixels along an LR cell. judges, steps: judges of each such row, and steps of one's training: a
+        minute of one core for each row. seed: of patches and judges.
+    """
+
+    def __init__(self, scale, *, judges=2, steps=300, seed=0):
+        self.scale, self.judges, self.steps, self.seed = scale, judges, steps, seed
+        self.real, self.texture, self.directions = np.zeros(8), {}, {}
+        self.patches, self.areas, self.longest = {}, {}, 0
+
+    def add(self, truth, rows, judged=()):
+        """Add a day: truth (H, W) and the members (M, H, W) of each row, {name: members}, mm, NaN = missing.
+
+        Args: judged: names of the rows that judges look at, the slowest measure; the same every day.
+        """
+        self.real += texture_sums([truth], self.scale)
+        self.longest = max(self.longest, min(truth.shape))
+        with ThreadPoolExecutor(min(2, allowed_cores())) as pool:
+            texture = pool.map(lambda members: _row_sums(members, self.scale), rows.values())
+            found = pool.map(lambda members: direction_sums(truth, members), rows.values())
+            for name, sums, errors in zip(rows, texture, found, strict=True):
+                self.texture[name] = self.texture.get(name, 0) + sums
+                self.directions[name] = self.directions.get(name, 0) + errors
+        present = np.isfinite(truth)
+        for name in judged:
+            present = present & np.isfinite(rows[name]).all(0)
+        for number, name in enumerate(("", *judged)):  # the first are the real ones
+            patches = self.patches.setdefault(name, Patches(seed=[self.seed, number]))
+            patches.add(rows[name] if name else truth[None], present)
+        self.areas.clear()
+
+    def scores(self, name):
+        """The scores of a row, {key of KEYS: float}; NaN where they were not asked for or reasons() has a word."""
+        if name not in self.texture:
+            return dict.fromkeys(KEYS, np.nan)
+        if name in self.patches and name not in self.areas:
+            self.areas[name] = judged(
+                self.patches[""], self.patches[name], judges=self.judges, steps=self.steps, seed=self.seed
+            )
+        score, none, blocks = self.directions[name]
+        return {
+            "judges": self.areas.get(name, np.nan),
+            **texture_ratios(self.texture[name], self.real),
+            "directions": float(score / none) if blocks >= LEAST_BLOCKS else np.nan,
+        }
+
+    def reasons(self, name):
+        """Why scores of a row are blank, a set of words."""
+        if name not in self.texture:
+            return set()
+        scores, words = self.scores(name), set()
+        if name in self.patches and np.isnan(scores["judges"]):
+            words.add(f"judges: {self.patches[''].missing() or self.patches[name].missing()}")
+        if np.isnan(scores["seams"]):
+            words.add("seams: no rain across the edges of LR cells and elsewhere")
+        for key, (_, gather) in zip(KEYS[2:4], STREAKS, strict=True):
+            if np.isnan(scores[key]):
+                short = f"{self.longest} pixels are too short for them, {4 * gather} are needed"
+                words.add(f"{key.replace('_', ', ')}: {short if self.longest < 4 * gather else 'no wet pixel'}")
+        if np.isnan(scores["directions"]):
+            number = int(self.directions[name][2])
+            words.add(f"directions: {number} of at least {LEAST_BLOCKS} wet blocks of {BLOCK} pixels")
+        return words
+
+
+def realism_lines(rows, edge):
+    """Lines of text with the realism of the rows of a score table that have any; names take `edge` characters."""
+    rows = [row for row in rows if any(np.isfinite(row.get(key, np.nan)) for key in KEYS)]
+    if not rows:
+        return []
+    lines = [f"{'Realism':{edge}s}" + "".join(f"{title:>{width}s}" for _, title, width, _ in COLUMNS)]
+    for row in rows:
+        figures = {key: f"{row[key]:.2f}" if np.isfinite(row[key]) else "" for key in KEYS}
+        figures["streaks_fine"] = "/".join(filter(None, (figures[key] for key in KEYS[2:4])))
+        lines.append(f"{row['name']:{edge}s}" + "".join(f"{figures[key]:>{width}s}" for key, _, width, _ in COLUMNS))
+    legend = "; ".join(f"{title}: {meaning}" for _, title, _, meaning in COLUMNS)
+    return lines + textwrap.wrap(f"({legend}; seams and streaks made over real, 1 best)", 100, subsequent_indent="  ")
 
 
 # ---------------------------------------------------------------- seams and streaks, as sums that can be added up
@@ -246,7 +343,7 @@ class Patches:
     Args: side: pixels. wet: mm. limits: how many are kept of each half. seed: of the draws.
     """
 
-    def __init__(self, side=64, wet=WET, *, limits=(2048, 512), seed=0):
+    def __init__(self, side=64, wet=WET, *, limits=(2048, 1024), seed=0):
         self.side, self.wet, self.limits = side, wet, limits
         self.random, self.seen, self.kept, self.largest = np.random.default_rng(seed), [0, 0], ([], []), (0, 0)
 
@@ -261,13 +358,16 @@ class Patches:
             if all(high >= low for low, high in ends):
                 self._draw(part, fields, present, ends)
 
-    def missing(self, least=64):
+    def missing(self):
         """Why there are too few patches to judge, in words; empty where there are enough."""
         if not any(self.seen):
             h, w = self.largest
             return f"no wet patch of {self.side} pixels without gaps in the halves of {h} x {w} pixels"
-        if min(self.seen) < least:
-            return f"only {self.seen[0]} and {self.seen[1]} wet patches of {self.side} pixels in the two halves"
+        if min(self.seen) < LEAST_PATCHES:
+            return (
+                f"{self.seen[0]} and {self.seen[1]} wet patches of {self.side} pixels were found in the two halves, "
+                f"{LEAST_PATCHES} are needed"
+            )
         return ""
 
     def batch(self, part, number, random):
@@ -276,11 +376,11 @@ class Patches:
         return np.stack([x[:: random.choice([-1, 1]), :: random.choice([-1, 1])] for x in chosen])
 
     def _draw(self, part, fields, present, ends):
-        """Try twice the limit of places, and keep each wet one with the same chance (Vitter 1985)."""
+        """Try 4096 places, and keep each wet patch of all days with the same chance (Vitter 1985)."""
         windows = np.lib.stride_tricks.sliding_window_view(fields, (self.side, self.side), axis=(1, 2))
         whole = np.lib.stride_tricks.sliding_window_view(present, (self.side, self.side))
         kept, limit = self.kept[part], self.limits[part]
-        for _ in range(0, 2 * limit, 256):
+        for _ in range(16):
             y, x = (self.random.integers(low, high + 1, 256) for low, high in ends)
             patches = windows[self.random.integers(len(fields), size=256), y, x]
             good = whole[y, x].all((1, 2)) & ((patches > self.wet).mean((1, 2)) > 0.2)
@@ -295,10 +395,11 @@ def judged(real, made, *, judges=3, steps=300, seed=0):
     """Mean area under the ROC curve of judges of two Patches; NaN where either has too few."""
     if real.missing() or made.missing():
         return np.nan
-    return float(np.mean([_judge(real, made, steps, seed + k) for k in range(judges)]))
+    threads = Threads(None, "judge's step")
+    return float(np.mean([_judge(real, made, steps, seed + k, threads) for k in range(judges)]))
 
 
-def _judge(real, made, steps, seed):
+def _judge(real, made, steps, seed, threads):
     """Train one judge on half 0 of the patches and return the area under its ROC curve on half 1."""
     import torch
 
@@ -310,15 +411,16 @@ def _judge(real, made, steps, seed):
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _network()
+        network = _network().to(memory_format=torch.channels_last)  # a third faster
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
     for step in progress(range(steps), "judging"):
         optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
         patches, kind = batch(0)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(network(patches)[:, 0], kind)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        with threads.piece():
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(network(patches)[:, 0], kind)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
     with torch.no_grad():
         logits = np.stack([network(batch(1)[0])[:, 0].numpy() for _ in range(24)])
     one, two = logits[:, :16].reshape(-1, 1), logits[:, 16:].ravel()

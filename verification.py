@@ -25,6 +25,7 @@ import scipy.ndimage
 import xarray as xr
 
 from datasets import block_mean, fill_nearest, open_list
+from realism import KEYS, realism_lines
 from threads import allowed_cores
 from utils import DataError, field_times, log, progress, read_output, when, whole_file
 
@@ -79,7 +80,7 @@ __all__ = [
 # ---------------------------------------------------------------- evaluation days (stage 3)
 
 
-def score_outputs(paths, pairs, scale, *, side=None):
+def score_outputs(paths, pairs, scale, *, side=None, realism=None):
     """Score downscaled files against the truth of their days.
 
     The quantile-matched row is fitted on the files of other dates. Where all files are of one date it is fitted on the
@@ -89,6 +90,7 @@ def score_outputs(paths, pairs, scale, *, side=None):
     Args: paths: NN_pre_sr.nc in list order. pairs: sequence of (lr, hr) DataArrays (SRDataset with dataarray=True).
         side: score the wet windows of this side, in LR cells; 0: whole fields; None: whole fields, but where the truth
             has missing pixels windows of 4 cells from x100 on and of 8 below (as in the published radar scores).
+        realism: a realism.Realism for its columns, of whole fields; not where the truth is an interpolation.
     Returns: a ScoreTable.
     Raises: DataError: an output is on another grid than its truth, or of another day.
     """
@@ -105,7 +107,7 @@ def score_outputs(paths, pairs, scale, *, side=None):
         for piece in _windows(lr.values, hr.values, scale, side) if side else [(lr.values, hr.values)]:
             matcher.add(*piece[:2], day=day)
     thresholds = (0.1, 1.0, 5.0) if short else (1.0, 10.0, 50.0)
-    table = ScoreTable(scale, thresholds=thresholds, matcher=matcher, stride=7 if side else 1)
+    table = ScoreTable(scale, thresholds=thresholds, matcher=matcher, realism=realism, stride=7 if side else 1)
     for index, path in enumerate(progress(paths, "scoring")):
         (lr, hr), sr = pairs[index], read_output(path)
         check_match(path, sr, hr)
@@ -309,8 +311,8 @@ def format_table(rows, *, target=None):
     legend = [f"{name}: {meaning}" for _, name, _, meaning in columns if meaning]
     if "crps" in first:
         legend.append("best is 1 for P99, P99.9, spread and FSS, 0 for the others; scores.csv has more scores")
-    lines += _wrapped(f"(mm; {'; '.join(legend)})")
-    return "\n".join(lines + _notes(rows, [key for key, *_ in columns]))
+    lines += _wrapped(f"(mm; {'; '.join(legend)})") + realism_lines(rows, edge)
+    return "\n".join(lines + _notes(rows, [key for key, *_ in columns] + [*KEYS]))
 
 
 def _notes(rows, shown):
@@ -727,9 +729,10 @@ class ScoreTable:
     members.
 
     Args: scale: HR pixels along an LR cell. thresholds: mm, of FSS and reliability. fss_scales: sides of the FSS
-        windows, pixels (default 1, sqrt(scale), scale). matcher: QuantileMatcher for its row. rainfarm_members: 0 for
-        no row. stride: every stride-th pixel enters the quantiles (7 in the published radar scores). limit: kept pixel
-        values; beyond it, every third stays. max_blocks: beyond it, neighbouring bootstrap blocks are joined.
+        windows, pixels (default 1, sqrt(scale), scale). matcher: QuantileMatcher for its row. realism: Realism for its
+        columns. rainfarm_members: 0 for no row. stride: every stride-th pixel enters the quantiles (7 in the published
+        radar scores). limit: kept pixel values; beyond it, every third stays. max_blocks: beyond it, neighbouring
+        bootstrap blocks are joined.
     """
 
     def __init__(
@@ -739,6 +742,7 @@ class ScoreTable:
         thresholds=(1.0, 10.0, 50.0),
         fss_scales=None,
         matcher=None,
+        realism=None,
         rainfarm_members=4,
         stride=1,
         seed=0,
@@ -747,10 +751,10 @@ class ScoreTable:
     ):
         windows = fss_scales or sorted({1, round(scale**0.5), scale})
         self.terms = DayTerms(scale, tuple(thresholds), tuple(windows))
-        self.matcher, self.rainfarm_members, self.seed = matcher, rainfarm_members, seed
+        self.matcher, self.realism, self.rainfarm_members, self.seed = matcher, realism, rainfarm_members, seed
         self.sample, self.sums = PixelSample(stride, limit), BlockSums(max_blocks)
         self.conservation = {}  # largest difference of block means from LR, mm, by row name
-        self.shape, self.fields = None, 0  # (members, H, W) of a field, and how many were added
+        self.shape, self.fields, self.days = None, 0, 0  # (members, H, W) of a field, and how many were added
 
     def add(self, sr, hr, lr, *, day, block=None):
         """Add a day: sr (M, H, W) or (H, W), hr (H, W), lr (h, w), mm, NaN = missing.
@@ -760,12 +764,16 @@ class ScoreTable:
         Args: day: names it for the matcher. block: names it for the bootstrap (default: day).
         Raises: ValueError: shapes fit neither each other nor the first day's; SR missing where LR and HR are present.
         """
-        sr, hr, lr, ok = self._check(np.asarray(sr, np.float32), np.asarray(hr, np.float32), np.asarray(lr))
-        block, stride = day if block is None else block, self.sample.stride
+        sr, hr, lr = self._cut(sr, hr, lr)
+        self._add(sr, hr, lr, self._look(sr, hr, lr), day, day if block is None else block)
+
+    def _add(self, sr, hr, lr, farm, day, block):
+        """add() a field, or a window of one, and the same of its RainFARM members."""
+        ok, stride = self._check(sr, hr, lr), self.sample.stride
         shares = self.terms.shares(hr[None], ok)
         truth = Truth(hr, ok, shares, _objects(np.where(ok, hr, 0)))
         self._keep(block, "observed", self.terms.field(hr[None], ok, shares, stride))
-        fields = self._methods(sr, lr, day)
+        fields = self._methods(sr, lr, farm, day)
         with ThreadPoolExecutor(min(2, allowed_cores())) as pool:  # more threads would need more memory
             rows = pool.map(lambda field: self.terms.row(field, truth, lr, stride), fields.values())
             for name, terms in zip(fields, rows, strict=True):
@@ -783,10 +791,11 @@ class ScoreTable:
         Windows overlap by half, so those that begin in the same square of one window's side are one bootstrap block:
         as blocks of their own, one pixel would count as four independent ones.
         """
-        number, scale = 0, self.terms.scale
+        number, scale, (sr, hr, lr) = 0, self.terms.scale, self._cut(sr, hr, lr)
+        farm = self._look(sr, hr, lr)
         for lr_window, hr_window, (r, c) in _windows(lr, hr, scale, side):
             place = (day if block is None else block, r.start // (side * scale), c.start // (side * scale))
-            self.add(sr[..., r, c], hr_window, lr_window, day=day, block=place)
+            self._add(sr[:, r, c], hr_window, lr_window, farm if farm is None else farm[:, r, c], day, place)
             number += 1
         return number
 
@@ -828,31 +837,45 @@ class ScoreTable:
             **_pick(self.sums.totals("ranks", weights), 0),
         }
 
-    def _check(self, sr, hr, lr):
-        """sr (M, H, W), hr and lr cut to whole LR cells, and `ok` (H, W): the pixels to score."""
-        scale = self.terms.scale
+    def _cut(self, sr, hr, lr):
+        """sr (M, H, W), hr and lr, cut to whole LR cells."""
+        scale, sr, hr, lr = self.terms.scale, np.asarray(sr, np.float32), np.asarray(hr, np.float32), np.asarray(lr)
         sr, rows, cols = sr[None] if sr.ndim == 2 else sr, len(lr) * scale, lr.shape[1] * scale
         if sr.shape[1:] != hr.shape or hr.shape[0] < rows or hr.shape[1] < cols:
             raise ValueError(
                 f"scores: SR {sr.shape} and truth {hr.shape} must share a grid that holds the {lr.shape} "
                 f"LR cells of {scale} pixels ({rows} x {cols})"
             )
-        if self.shape not in (None, (len(sr), rows, cols)):
-            raise ValueError(f"scores: members and grid are {(len(sr), rows, cols)}, before they were {self.shape}")
-        self.shape, sr, hr = (len(sr), rows, cols), sr[:, :rows, :cols], hr[:rows, :cols]
-        ok = np.isfinite(hr) & _spread(np.isfinite(lr), scale)
+        return sr[:, :rows, :cols], hr[:rows, :cols], lr
+
+    def _check(self, sr, hr, lr):
+        """The pixels to score, (H, W)."""
+        if self.shape not in (None, sr.shape):
+            raise ValueError(f"scores: members and grid are {sr.shape}, before they were {self.shape}")
+        self.shape, ok = sr.shape, np.isfinite(hr) & _spread(np.isfinite(lr), self.terms.scale)
         if not np.isfinite(sr[:, ok]).all():
             raise ValueError("scores: SR is missing where its LR cell and the truth are present")
-        return sr, hr, lr, ok
+        return ok
 
-    def _methods(self, sr, lr, day):
+    def _look(self, sr, hr, lr):
+        """Add a whole day to the realism; returns its RainFARM members or None."""
+        farm, self.days = None, self.days + 1
+        if self.rainfarm_members:
+            farm = rainfarm(lr, self.terms.scale, members=self.rainfarm_members, seed=self.seed + self.days - 1)
+        if self.realism is not None:
+            rows = {"bilinear": upsample(lr, self.terms.scale, "bilinear")[None]}
+            rows |= {"RainFARM": farm} if farm is not None else {}
+            rows |= {"one member": sr[:1]} | ({"ensemble": sr} if len(sr) > 1 else {})
+            self.realism.add(hr, rows, judged=[name for name in ("RainFARM", [*rows][-1]) if name in rows])
+        return farm
+
+    def _methods(self, sr, lr, farm, day):
         """The fields of every row, {name: (M, H, W)}: the simple methods, then the model's."""
         scale = self.terms.scale
         fields = {method: upsample(lr, scale, method)[None] for method in ("nearest", "bilinear", "bicubic")}
         if self.matcher is not None:
             fields[MATCHED] = self.matcher.map(fields["bilinear"], day=day)
-        if self.rainfarm_members:
-            fields["RainFARM"] = rainfarm(lr, scale, members=self.rainfarm_members, seed=self.seed + self.fields)
+        fields["RainFARM"] = farm
         if len(sr) > 1:
             fields |= {"ensemble mean": sr.mean(0, keepdims=True), "one member": sr[:1], "ensemble": sr}
         else:
@@ -884,13 +907,19 @@ class ScoreTable:
             reasons.add(self.matcher.note)
         if len(weights) < 2:
             reasons.add("no intervals from one block")
-        return _with_intervals(name, point, draws, ends) | {
-            "conservation_mm": self.conservation[name],
-            "pixels": pixels,
-            "fields": self.fields,
-            "blocks": len(self.sums.blocks),
-            "note": "; ".join(sorted(reasons)),
-        }
+        looked = {} if self.realism is None else self.realism.scores(name)
+        reasons |= self.realism.reasons(name) if looked else set()
+        return (
+            _with_intervals(name, point, draws, ends)
+            | looked
+            | {
+                "conservation_mm": self.conservation[name],
+                "pixels": pixels,
+                "fields": self.fields,
+                "blocks": len(self.sums.blocks),
+                "note": "; ".join(sorted(reasons)),
+            }
+        )
 
 
 # ---------------------------------------------------------------- rows and curves from sums
