@@ -35,6 +35,12 @@ COLUMNS = (
     "spread/skill",
     "block means",
 )
+REALISM = {  # titles of further columns, where the scores have them, and what each holds
+    "judges": ("judges",),
+    "seams": ("seams",),
+    "streaks": ("streaks_fine", "streaks_broad"),
+    "directions": ("directions",),
+}
 
 
 def main(argv=None):
@@ -90,6 +96,19 @@ def figure(row, key):
     return f"{value:.2f}" if key in ("p99_ratio", "p999_ratio", "lsd_db", "spread_skill") else f"{value:.3f}"
 
 
+def realism_of(rows):
+    """The columns of REALISM, {title: figure of each row}, "fine/broad" for streaks; none where scores.csv has none."""
+    if not all("judges" in row for row in rows):
+        return {}
+    texts = {
+        title: [
+            ["" if float(row[key]) != float(row[key]) else f"{float(row[key]):.2f}" for key in keys] for row in rows
+        ]
+        for title, keys in REALISM.items()
+    }
+    return {title: ["/".join(filter(None, cell)) for cell in cells] for title, cells in texts.items()}
+
+
 # ---------------------------------------------------------------- packages, quickstart, ablation
 
 
@@ -117,14 +136,17 @@ def report_quickstart(args):
 def report_ablation(args):
     import torch
 
-    print("\n| | weights | steps | CRPS | spectrum, dB | P99.9 | spread/skill | block means |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for path in sorted(args.folder.glob("*/scores.csv")):
+    paths = sorted(args.folder.glob("*/scores.csv"))
+    more = realism_of([read_scores(path)["ensemble"] for path in paths])
+    titles = ["", "weights", "steps", "CRPS", "spectrum, dB", "P99.9", "spread/skill", "block means", *more]
+    print("\n" + " | ".join(["|", *titles[1:]]) + " |")
+    print("| --- " * len(titles) + "|")
+    for number, path in enumerate(paths):
         state = torch.load(path.parent.with_suffix(".pth"), map_location="cpu", weights_only=True)
         weights = sum(tensor.numel() for tensor in state["generator"].values()) / 1e6
         row, name = read_scores(path)["ensemble"], path.parent.name
         keys = "crps", "lsd_db", "p999_ratio", "spread_skill", "conservation_mm"
-        scores = " | ".join(f"{float(row[key]):.3g}" for key in keys)
+        scores = " | ".join([*(f"{float(row[key]):.3g}" for key in keys), *(cells[number] for cells in more.values())])
         print(f"| {name} | {weights:.2f} M | {state['step']} | {scores} |")
 
 
@@ -170,11 +192,14 @@ def summary_cell(rows, key):
 
 
 def score_table(rows):
-    """A Markdown table of every row of a scores.csv; FSS at the middle threshold and window."""
+    """A Markdown table of every row of a scores.csv; FSS at the middle threshold and window, then any realism."""
     labels = [key for key in next(iter(rows.values())) if re.fullmatch(r"fss_.*px", key)]
     fss = labels[len(labels) // 2]
     head = [words.format(fss[4:].replace("mm_", " mm, ").replace("px", " px")) for words in COLUMNS]
-    lines = [head, ["---"] * len(head)] + [score_line(name, row, fss) for name, row in rows.items()]
+    more = realism_of(rows.values())
+    lines = [[*head, *more], ["---"] * len([*head, *more])]
+    for number, (name, row) in enumerate(rows.items()):
+        lines.append([*score_line(name, row, fss), *(cells[number] for cells in more.values())])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -133,6 +133,23 @@ def test_a_document_without_its_place_is_named_and_nothing_is_written(documents,
     assert before == {path: path.read_bytes() for path in documents.rglob("*.md")}
 
 
+def test_realism_follows_in_both_tables_where_it_was_scored(documents):
+    rows = made_scores()
+    for row in rows:
+        row |= {"judges": float("nan"), "seams": 1.25, "streaks_fine": 0.911, "streaks_broad": 0.87, "directions": 0.5}
+    rows[-1]["judges"], rows[0]["streaks_broad"] = 0.655, float("nan")
+    write_csv(documents / "out" / CASE / "scores.csv", rows)
+    assert report("readme", "out", CASE, cwd=documents).returncode == 0
+    table = (documents / "Data/SavedModels/README.md").read_text(encoding="utf-8").splitlines()[2:-2]
+    assert len({line.count("|") for line in table}) == 1
+    assert table[0].endswith(" | block means | judges | seams | streaks | directions |")
+    assert table[2].endswith(" |  | 1.25 | 0.91 | 0.50 |") and table[-1].endswith(" | 0.66 | 1.25 | 0.91/0.87 | 0.50 |")
+    torch.save({"generator": {"a": torch.zeros(9)}, "step": 1}, documents / "out" / f"{CASE}.pth")
+    lines = report("ablation", documents / "out").stdout.splitlines()[1:]
+    assert lines[0].endswith(" | block means | judges | seams | streaks | directions |")
+    assert lines[2].endswith(" | 0.66 | 1.25 | 0.91/0.87 | 0.50 |") and len({line.count("|") for line in lines}) == 1
+
+
 def test_missing_scores_are_named():
     done = report("quickstart", "nowhere")
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "nowhere" in done.stderr
