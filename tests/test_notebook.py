@@ -109,7 +109,7 @@ def test_generated_archive_with_truth_and_without_forecasts(project, tmp_path, m
 
 def test_stages_draw_the_same_without_a_notebook(project, evaluated, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(path.name))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path, **_: drawn.append(path.name))
     monkeypatch.chdir(project.home)
     for number, model, kind in ((3, project.x10, "ResultEval"), (4, project.x4, "ResultObj")):
         out = evaluated / "DataResults" / kind
