@@ -147,7 +147,8 @@ def realism_lines(rows, edge):
     for row in rows:
         figures = {key: f"{row[key]:.2f}" if np.isfinite(row[key]) else "" for key in KEYS}
         figures["streaks_fine"] = "/".join(filter(None, (figures[key] for key in KEYS[2:4])))
-        lines.append(f"{row['name']:{edge}s}" + "".join(f"{figures[key]:>{width}s}" for key, _, width, _ in COLUMNS))
+        cells = "".join(f"{figures[key]:>{width}s}" for key, _, width, _ in COLUMNS)
+        lines.append(f"{row['name']:{edge}s}{cells}".rstrip())
     legend = "; ".join(f"{title}: {meaning}" for _, title, _, meaning in COLUMNS)
     return lines + textwrap.wrap(f"({legend}; seams and streaks made over real, 1 best)", 100, subsequent_indent="  ")
 

@@ -217,7 +217,10 @@ def test_small_domains_are_blank_with_a_reason():
     row = table.rows(resamples=2)[-1]
     assert row["seams"] == pytest.approx(1)
     assert np.isnan([row[key] for key in ("judges", "streaks_fine", "streaks_broad", "directions")]).all()
-    text = " ".join(format_table(table.rows(resamples=2)).split())
+    lines = format_table(table.rows(resamples=2)).splitlines()
+    text = " ".join(" ".join(lines).split())
+    assert ["one", "member", "1.00"] in [line.split() for line in lines]
+    assert not any(line.endswith(" ") for line in lines)
     for words in (
         "judges: no wet patch of 64 pixels without gaps in the halves of 96 x 96 pixels",
         "streaks, fine: 96 pixels are too short for them, 128 are needed",
