@@ -14,9 +14,11 @@ import sys
 import time
 from pathlib import Path
 
+import settings
 import utils
 from datasets import DataConfig, training_configs
-from utils import DataError, GeneratorConfig, TrainConfig, given, log
+from settings import GeneratorConfig, TrainConfig, given
+from utils import DataError, log
 
 SHOWN = {  # defaults in --help
     "region": "106 110 26 30; all where the files do not hold it",
@@ -30,7 +32,7 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="%(prog)s [options]"
     )
     utils.add_data_arguments(parser, default=None)
-    utils.add_settings(parser, DataConfig, shown=SHOWN)
+    settings.add_settings(parser, DataConfig, shown=SHOWN)
     add = parser.add_argument_group("what is kept").add_argument
     add(
         "--checkpoint",
@@ -43,15 +45,12 @@ def parse_args(argv=None):
     add("--init", metavar="FILE", help="start from the generator of an earlier checkpoint or export")
     add("--export", metavar="FILE", help="also write the generator alone, with averaged weights (a few MB)")
     add("--runs", metavar="DIR", default="runs", help="folder of TensorBoard events (default: %(default)s)")
-    add = parser.add_argument_group(utils.LENGTH).add_argument
-    add(
-        "--max-minutes",
-        type=utils.positive,
-        metavar="X",
-        help="end after this time; the number of steps is fitted to it",
-    )
-    utils.add_settings(parser, TrainConfig)
-    utils.add_settings(parser, GeneratorConfig, shown={"stage_blocks": "by their cost"})
+    add = parser.add_argument_group(settings.LENGTH).add_argument
+    add("--max-minutes", type=utils.positive, metavar="X", help="end after this time; the steps are fitted to it")
+    settings.add_settings(parser, TrainConfig)
+    settings.add_settings(parser, GeneratorConfig, shown={"stage_blocks": "by their cost"})
+    words = "any setting of recipe or network, for experiments (settings.py says which)"
+    parser.add_argument("--set", action=settings.SetField, settings=(TrainConfig, GeneratorConfig), help=words)
     add = parser.add_argument_group("the machine").add_argument
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: %(default)s)")
     add(

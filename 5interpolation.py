@@ -10,6 +10,7 @@ Writes  {out}/NN_pre_lr.nc and NN_pre_hr.nc, NN = position in the list
 import argparse
 from pathlib import Path
 
+import settings
 import utils
 from datasets import DataConfig, SRDataset, format_region, found_settings, say_found
 from utils import DataError, log
@@ -33,7 +34,7 @@ def parse_args(argv=None):
         help="where the pairs go (default: Data/DataResults/ResultTrain, ResultEval or ResultObj)",
     )
     add("--overwrite", action="store_true", help="make again what is already there from the same request")
-    utils.add_settings(parser, DataConfig, shown=SHOWN)
+    settings.add_settings(parser, DataConfig, shown=SHOWN)
     args = parser.parse_args(argv)
     if args.out and not args.split:
         parser.error("--out is the folder of one list: say which with --split")
@@ -61,7 +62,7 @@ def chosen_splits(args):
 def write_pairs(args, split):
     """Write the pairs of one list; outputs that are there already, whole and of the same request, are kept."""
     out = Path(args.out or f"Data/DataResults/{FOLDERS[split]}")
-    typed = utils.given(args, DataConfig)
+    typed = settings.given(args, DataConfig)
     found, extent = found_settings(args.data_folder, split, typed)
     say_found(args.data_folder, split, found, extent)
     dataset = SRDataset(args.data_folder, split, dataarray=True, **typed, **found)

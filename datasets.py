@@ -24,7 +24,8 @@ import numpy as np
 
 import utils
 from reader import UNITS, Grid, canonical, grid_of, inspect_files, ratio, read_field, stamp
-from utils import DataError, option
+from settings import check_settings, option
+from utils import DataError
 
 TARGETS = ("interpolate", "coarsen", "paired")
 SPLITS = ("train", "eval", "obj")
@@ -64,7 +65,7 @@ class DataConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "region", parse_region(self.region))
-        utils.check_settings(self)
+        check_settings(self)
         scale = ratio(self.lr_step) / ratio(self.hr_step)
         if scale.denominator != 1 or scale < 2:
             raise DataError(

@@ -310,29 +310,31 @@ def downscale(generator, lr, *, members=1, seed=0, day="2023-08-01", origin=(0, 
     generator = generator.to(device).eval()
     missing, s, (h, w) = np.isnan(lr), generator.scale, lr.shape
     filled = torch.from_numpy(fill_nearest(lr).astype(np.float32))[None, None].to(device)  # (1, 1, h, w)
+    keys, whole = [f"{seed}|{m}|{day}" for m in range(members)], _shifted((0, h, 0, w), origin)
     with torch.no_grad():
-        trunk = generator.encode(filled)
+        trunks = [
+            generator.encode(filled, _keyed_noise(generator.net, key, whole, [(1, 0)], device)[0]) for key in keys
+        ]
     for tile_box in _tiles(h, w, tile or max(1, int(math.sqrt(TILE_PIXELS)) // s)):
         r0, r1, c0, c1 = tile_box
-        keys = [f"{seed}|{m}|{day}" for m in range(members)]
-        sr = _tile_members(generator, filled, trunk, keys, tile_box, origin, pace)
+        sr = _tile_members(generator, filled, trunks, keys, tile_box, origin, pace)
         sr[:, missing[r0:r1, c0:c1].repeat(s, 0).repeat(s, 1)] = np.nan
         yield slice(r0 * s, r1 * s), slice(c0 * s, c1 * s), sr
 
 
-def _tile_members(generator, filled, trunk, keys, tile_box, origin, pace=None):
-    """One member for each noise key of the tile (r0, r1, c0, c1), LR cells: (members, H, W), mm, float32."""
+def _tile_members(generator, filled, trunks, keys, tile_box, origin, pace=None):
+    """One member for each trunk and noise key of the tile (r0, r1, c0, c1), LR cells: (members, H, W), mm, float32."""
     import torch
 
     r0, r1, c0, c1 = tile_box
     s, ring, (h, w) = generator.scale, generator.ring, filled.shape[-2:]
     part = (max(r0 - ring, 0), min(r1 + ring, h), max(c0 - ring, 0), min(c1 + ring, w))
     inner = (..., slice((r0 - part[0]) * s, (r1 - part[0]) * s), slice((c0 - part[2]) * s, (c1 - part[2]) * s))
-    box = tuple(n + origin[k // 2] for k, n in enumerate(part))
+    box = _shifted(part, origin)
     sr = np.empty((len(keys), (r1 - r0) * s, (c1 - c0) * s), np.float32)
     with torch.no_grad():
-        for member, key in zip(sr, keys, strict=True):
-            noise = [None if z is None else z.to(filled.device) for z in _keyed_noise(generator.net, key, box)]
+        for member, trunk, key in zip(sr, trunks, keys, strict=True):
+            noise = _keyed_noise(generator.net, key, box, generator.net.entries[1:], filled.device)
             with pace.piece((part[1] - part[0]) * (part[3] - part[2])) if pace else contextlib.nullcontext():
                 detail = generator.detail(*trunk, noise, part)
                 member[:] = generator.finish(filled, detail, part)[inner][0, 0].cpu().numpy()
@@ -346,21 +348,29 @@ def _tiles(h, w, side):
             yield r0, min(r0 + side, h), c0, min(c0 + side, w)
 
 
-def _keyed_noise(net, key, box):
-    """Noise of the cells box = (r0, r1, c0, c1) (absolute) and their surroundings, as Generator.draw_noise(1, ...)."""
+def _shifted(box, origin):
+    """The box (r0, r1, c0, c1) in absolute cells."""
+    return tuple(n + origin[k // 2] for k, n in enumerate(box))
+
+
+def _keyed_noise(net, key, box, entries, device):
+    """Noise of the cells box = (r0, r1, c0, c1) (absolute) and their surroundings, as Generator.draw_noise(1, ...).
+
+    entries: [(pixels per LR cell side, pixels around)], those of net.entries that are asked for.
+    """
     import torch
 
     from models import trim
 
     if not net.noise_channels:
-        return [None] * len(net.entries)
+        return [None] * len(entries)
     r0, r1, c0, c1 = box
     noise = []
-    for grid, margin in net.entries:
+    for grid, margin in entries:
         around = -(-margin // grid)  # cells
         rows, columns = range(r0 - around, r1 + around), range(c0 - around, c1 + around)
         cells = [np.concatenate([_cell_noise(net.noise_channels, grid, key, r, c) for c in columns], 2) for r in rows]
-        noise.append(trim(torch.from_numpy(np.concatenate(cells, 1))[None], around * grid - margin))
+        noise.append(trim(torch.from_numpy(np.concatenate(cells, 1))[None], around * grid - margin).to(device))
     return noise
 
 

@@ -22,24 +22,28 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
 
-from utils import DataError, GeneratorConfig, prime_factors
+from settings import GeneratorConfig, prime_factors
+from utils import DataError
 
 ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "leakyrelu": lambda: nn.LeakyReLU(0.2), "tanh": nn.Tanh}
 EMPTY = 1e-20  # mm: no logarithm of zero
-PASSES = 2  # corrections of even_levels
+RELAXATION = (1.05, 1.6, 3.33)  # of the passes of even_levels: Chebyshev points for eigenvalues from 1/4 to 1
 SEAMS_FROM = 10  # scale from which cells are evened: smaller ones are within reach of the last convolutions
+STILL = 0.02  # differences of log rain below which texture has no direction
 DRY = 0.01  # mm: less than this in a pixel is no rain
 EXP_LIMIT = 10.0  # exp(10) mm is beyond any rain
+REACH = 10  # pixels that directed noise looks to each side
+MANY_PIXELS = 20  # scale from which HR has too many pixels for layers of its own
+STREAK = 0.35  # strength of streaks at the start of a training, logarithm of rain
 VGG_FILE = "vgg19-dcbb9e9d.pth"
 
 # fmt: off
 __all__ = [
-    "ACTIVATIONS", "ADVERSARIAL_LOSSES", "CONTENT_LOSSES", "ConModel", "Discriminator", "Generator",
-    "GeneratorConfig", "OUTPUTS", "ResModel", "SRConModel", "SRResModel", "TRANSFORMS", "TruncatedVGG19",
-    "conserve_mass", "content_loss", "even_levels", "fair_crps", "find_device", "generator_config",
-    "gradient_penalty", "initialise_normal", "load_generator",
+    "ACTIVATIONS", "ADVERSARIAL_LOSSES", "CONTENT_LOSSES", "CRITICS", "ConModel", "DirectedNoise", "Discriminator",
+    "Generator", "GeneratorConfig", "OUTPUTS", "ResModel", "SRConModel", "SRGANDiscriminator", "SRResModel",
+    "TRANSFORMS", "TruncatedVGG19", "conserve_mass", "content_loss", "even_levels", "fair_crps", "find_device",
+    "generator_config", "gradient_penalty", "initialise_normal", "load_generator", "local_structure", "structure_score",
 ]
 # fmt: on
 
@@ -76,7 +80,6 @@ class ResModel(nn.Module):
         self.crop = 0 if padding == "replicate" else 2
         self.body = nn.Sequential(
             ConModel(channels, channels, norm=norm, activation=activation, padding=padding),
-            nn.Identity(),  # keeps the names of the weights in earlier checkpoints, which had dropout here
             ConModel(channels, channels, norm=norm, padding=padding),
         )
 
@@ -85,98 +88,156 @@ class ResModel(nn.Module):
 
 
 class SRConModel(nn.Module):
-    """One upsampling stage: makes the grid finer by `factor` with a sub-pixel convolution.
+    """One upsampling stage: makes the grid finer by `factor` with a sub-pixel convolution, and joins what is new there.
 
-    Noise is joined before it; a convolution of the fields that are known at the finer grid is added behind it. The
+    Convolutions of the fields known at the finer grid (interpolated LR, learned maps) and of the noise are added. The
     sub-pixel filters start equal (ICNR, Aitken et al. 2017), so that no checkerboard appears. All convolutions are
     "valid": the input has `margin_in` extra pixels around it at the coarse grid, the result `margin_out` at the fine
     one, so a tile has the same pixels as the whole field.
     """
 
-    def __init__(self, c_in, c_out, factor, *, noise=0, known=1, norm="none", activation="relu", margin_out=0):
+    def __init__(
+        self, c_in, c_out, factor, *, noise=0, streaks=0, known=1, norm="none", activation="relu", margin_out=0
+    ):
         super().__init__()
         self.factor = factor
         self.margin_in = 1 + -(-margin_out // factor)
         self.surplus = (self.margin_in - 1) * factor - margin_out
-        self.up = nn.Conv2d(c_in + noise, c_out * factor**2, 3)
-        self.join = nn.Conv2d(known, c_out, 3)
+        self.up = nn.Conv2d(c_in, c_out * factor**2, 3)
+        self.join = nn.Conv2d(known + noise, c_out, 3)
+        self.lay = nn.Conv2d(streaks, c_out, 1) if streaks else None
         self.norm = nn.BatchNorm2d(c_out) if norm == "batch" else nn.Identity()
         self.activation = ACTIVATIONS[activation]()
 
-    def forward(self, x, noise, known):
+    def forward(self, x, known, streaks=None):
         """Upsample x.
 
-        Args: x (N, c_in, h + 2 margin_in, ...). noise: of the same size, or None. known (N, K, factor h + 2 (margin_out
-            + 1), ...): fields known at the finer grid.
+        Args: x (N, c_in, h + 2 margin_in, ...). known (N, K, factor h + 2 (margin_out + 1), ...): noise, and fields
+            known at the finer grid. streaks (N, S, factor h + 2 margin_out, ...): of DirectedNoise, or None.
         Returns: (N, c_out, factor h + 2 margin_out, ...).
         """
-        x = trim(_shuffled(self.up, _joined(x.dtype, x, noise), self.factor), self.surplus)
-        return self.activation(self.norm(x + self.join(known)))
+        made = trim(_shuffled(self.up, x, self.factor), self.surplus) + self.join(known)
+        if self.lay is not None:
+            made = made + self.lay(streaks.to(made.dtype))
+        return self.activation(self.norm(made))
+
+
+class DirectedNoise(nn.Module):
+    """Noise laid along lines that follow a direction field: rain of a day lies in streaks along its storms' tracks.
+
+    White noise is smoothed along lines of DIRECTIONS directions (Gaussians, ALONG and ACROSS pixels wide); at each
+    pixel these are mixed with von Mises weights around the direction of the flow there. Noise smoothed along a flow is
+    line integral convolution (Cabral and Leedom 1993); here the generator chooses the flow.
+    """
+
+    DIRECTIONS, ALONG, ACROSS = 16, 5.0, 0.75
+
+    def __init__(self):
+        super().__init__()
+        angles = torch.arange(self.DIRECTIONS).view(-1, 1, 1) * math.pi / self.DIRECTIONS
+        y, x = torch.meshgrid(*[torch.arange(-REACH, REACH + 1.0)] * 2, indexing="ij")
+        along, across = x * angles.cos() + y * angles.sin(), y * angles.cos() - x * angles.sin()
+        lines = (-((along / self.ALONG) ** 2 + (across / self.ACROSS) ** 2) / 2).exp()
+        lines = lines / lines.square().sum((1, 2), keepdim=True).sqrt()
+        self.register_buffer("alike", torch.einsum("dyx,eyx->de", lines, lines)[..., None, None], persistent=False)
+        self.register_buffer("lines", lines[:, None], persistent=False)
+        self.register_buffer("doubled", torch.stack([(2 * angles).cos(), (2 * angles).sin()], 1), persistent=False)
+
+    def forward(self, noise, flow):
+        """Lay noise along the flow.
+
+        Args: noise (N, C, h + 2 REACH, w + 2 REACH), white. flow (N, 2, h, w): concentration times (cos, sin) of twice
+            the angle, from the direction of the columns towards that of the rows; 0: no direction.
+        Returns: (N, C, h, w), float32, of variance 1.
+        """
+        with torch.no_grad():
+            each = noise.flatten(0, 1)[:, None].contiguous(memory_format=torch.channels_last)
+            drawn = F.conv2d(each, self.lines.to(each.dtype)).float().unflatten(0, noise.shape[:2])  # (N, C, D, h, w)
+        with torch.autocast(noise.device.type, enabled=False):
+            share = F.conv2d(flow.float(), self.doubled).softmax(1)
+            share = share / (share * F.conv2d(share, self.alike)).sum(1, keepdim=True).sqrt()
+            return torch.stack([(field * share).sum(1) for field in drawn.unbind(1)], 1)
 
 
 class SRResModel(nn.Module):
-    """SRResNet: layers at the LR grid (the trunk), one upsampling stage for each prime factor, an output convolution.
+    """SRResNet: layers at the LR grid (the trunk), one upsampling stage for each prime factor, an output at each grid.
 
-    The trunk (9 x 9 convolution, residual blocks, skip) sees the whole field; `stages` turns a part of its features
-    into HR values. Noise enters before each stage (with hr_noise also at HR). The interpolated LR field, and the
-    learned maps of a fixed region, enter at the grid of each stage. A stage may have residual blocks behind it.
+    The trunk (9 x 9 convolution, residual blocks, skip) sees the whole field, and noise, so that cells agree on what
+    they share; from its features come the flow that streaks follow. `stages` turns a part of its features into finer
+    values, the largest prime factor first, so that the last steps towards HR are small. Behind each upsampling enter
+    noise, the interpolated LR field, the learned maps of a fixed region and, short of HR, streaks; residual blocks
+    follow, most of them where pixels are few. Each grid adds its own detail: a convolution of its features, and the
+    streaks with an amplitude chosen at each pixel. A Laplacian pyramid (Denton et al. 2015): it can be stopped, and
+    trained, at a coarser grid.
     """
 
     def __init__(self, config):
         super().__init__()
         c, kw = config.channels, {"norm": config.norm, "activation": config.activation}
-        self.factors = prime_factors(config.scale)
+        self.factors = prime_factors(config.scale)[::-1]
         self.grids = np.cumprod([1, *self.factors]).tolist()  # pixels per LR cell side before each stage, and at HR
-        widths = [c, *(config.stage_channels or _taper(c, len(self.factors)))]
-        blocks = list(config.stage_blocks) or [2 if g <= 4 else 1 if g <= 20 else 0 for g in self.grids[1:]]
-        self.noise_channels, known = config.noise_channels, 1 + config.position_channels
+        widths = [c, *(config.stage_channels or [_width(c, g, config.scale) for g in self.grids[1:]])]
+        blocks = config.stage_blocks or [_depth(g, config.scale) for g in self.grids[1:]]
+        noise, known = config.noise_channels, 1 + config.position_channels + config.noise_channels
+        streaks = [noise * (config.directed and g < config.scale) for g in self.grids[1:]]
+        self.noise_channels = noise
         self.head = ConModel(known, c, 9, activation=config.activation)
         self.body = nn.Sequential(*(ResModel(c, **kw) for _ in range(config.blocks)), ConModel(c, c, norm=config.norm))
-        ups, refine, margin = [], [], 1  # the output convolution needs one pixel around
+        ups, refine, margin = [], [], 1  # an output convolution needs one pixel around
         self.margins = []  # surroundings, in pixels, of what is known at each stage's grid
         for k in reversed(range(len(self.factors))):
             refine.insert(0, nn.Sequential(*(ResModel(widths[k + 1], padding="valid", **kw) for _ in range(blocks[k]))))
             margin += 2 * blocks[k]
             self.margins.insert(0, margin + 1)
+            about = {"noise": noise, "streaks": streaks[k], "known": known - noise, "norm": config.norm}
             up = SRConModel(
-                widths[k],
-                widths[k + 1],
-                self.factors[k],
-                noise=config.noise_channels,
-                known=known + config.noise_channels * (config.hr_noise and k + 1 == len(self.factors)),
-                norm=config.norm,
-                activation=config.stage_activation,
-                margin_out=margin,
+                *widths[k : k + 2], self.factors[k], activation=config.stage_activation, margin_out=margin, **about
             )
             ups.insert(0, up)
             margin = up.margin_in
         self.ups, self.refine = nn.ModuleList(ups), nn.ModuleList(refine)
-        # where noise enters: pixels per LR cell side, and surroundings in pixels, before each stage, and at HR
-        self.entries = [(grid, up.margin_in) for grid, up in zip(self.grids, ups, strict=False)]
-        self.entries += [(self.grids[-1], self.margins[-1])] * config.hr_noise
         self.halo = margin  # LR cells of trunk features needed around a part
-        self.out = nn.Conv2d(widths[-1], 1, 3)
+        self.flow = nn.Conv2d(c, 2, 1)
+        self.directed = DirectedNoise()
+        self.outs = nn.ModuleList(nn.Conv2d(width, 1, 3) for width in widths[1:])
+        self.strength = nn.ModuleList(
+            nn.Conv2d(width, s, 3) if s else nn.Identity() for width, s in zip(widths[1:], streaks, strict=True)
+        )
+        # where noise enters: pixels per LR cell side, and surroundings in pixels; the first, of the trunk, as LR
+        self.entries = [(1, 0), *((g, m - 1 + REACH) for g, m in zip(self.grids[1:], self.margins, strict=True))]
         _initialise(self)
 
     def trunk(self, x):
-        """Features (N, C, h + 2 halo, ...) of x (N, 1 + P, h, w): transformed LR and learned maps; edges repeated."""
+        """Features (N, C, h + 2 halo, ...) of x (N, 1 + P + C, h, w): transformed LR, maps, noise; edges repeated."""
         x = self.head(x)
         return F.pad(x + self.body(x), (self.halo,) * 4, mode="replicate")
 
     def stages(self, features, x, noise, positions=None):
-        """HR values of a part of h x w LR cells.
+        """Detail of a part of h x w LR cells, at HR or, where noise ends earlier, at a coarser grid.
 
         Args: features (N, C, h + 2 halo, w + 2 halo); x (N, 1, h + 2 halo, w + 2 halo), transformed LR; noise: one
-            tensor an entry; positions: one (1, P, H + 2 margin, W + 2 margin) a stage, or None.
-        Returns: (N, 1, h * scale, w * scale), float32.
+            tensor or None for each stage to be made; positions: one (1, P, H + 2 margin, ...) a stage, or None.
+        Returns: (N, 1, h * grid, w * grid), float32, grid that of the last stage made.
         """
-        for k, (up, refine) in enumerate(zip(self.ups, self.refine, strict=True)):
-            copy = enlarge(x, self.grids[k + 1], self.halo, self.margins[k])  # (N, 1, grid h + 2 margin, ...)
+        top, total = self.grids[len(noise)], 0.0
+        flow = self.flow(features).float()
+        for k, drawn in enumerate(noise):
+            up, grid, margin = self.ups[k], self.grids[k + 1], self.margins[k]
+            copy = enlarge(x, grid, self.halo, margin)  # (N, 1, grid h + 2 margin, ...)
             where = positions[k].expand(len(x), -1, -1, -1) if positions else None
-            fine = noise[k + 1 :] if k + 1 == len(self.ups) else ()  # the noise at HR
-            known = _joined(features.dtype, copy, where, *fine)
-            features = refine(up(features, noise[k], known))
-        return self.out(features).float()
+            near = None if drawn is None else trim(drawn, REACH - 1)
+            streaks = self.directed(drawn, enlarge(flow, grid, self.halo, margin - 1)) if up.lay is not None else None
+            features = self.refine[k](up(features, _joined(features.dtype, copy, where, near), streaks))
+            detail = self.outs[k](features).float()
+            if streaks is not None:
+                strength = self.strength[k](features).float()
+                detail = detail + (strength * trim(streaks, margin - 1 - self._spare(k))).sum(1, keepdim=True)
+            total = total + enlarge(detail, top // grid, self._spare(k), 0)
+        return total
+
+    def _spare(self, k):
+        """Pixels around the part that the detail of stage k has."""
+        return (self.ups[k + 1].margin_in if k + 1 < len(self.ups) else 1) - 1
 
 
 # ---------------------------------------------------------------- generator
@@ -195,24 +256,28 @@ class Generator(nn.Module):
         self.scale = config.scale
         self.net = SRResModel(config)
         self.centre = 1.0 if config.transform == "log" else 0.0  # 0.9 mm: rain on both sides of 0
-        self.ring = PASSES if config.conserve and config.scale >= SEAMS_FROM else 0  # see even_levels
+        self.ring = len(RELAXATION) if config.conserve and config.scale >= SEAMS_FROM else 0  # see even_levels
         self.gain = nn.Parameter(torch.tensor(math.log(10.0)))  # undoes the log10 of the default transform
         self.position = None
         if config.position_channels:
             self.position = nn.Parameter(0.1 * torch.randn(1, config.position_channels, *config.position_shape))
 
-    def draw_noise(self, n, h, w, generator=None, device=None):
-        """Standard normal noise for n members of h x w LR cells, surroundings included: one tensor an entry."""
-        shapes = [(n, self.net.noise_channels, g * h + 2 * m, g * w + 2 * m) for g, m in self.net.entries]
-        return [torch.randn(s, generator=generator, device=device) if s[1] else None for s in shapes]
+    @property
+    def coarse(self):
+        """Number of stages up to the coarser grid of training, at most a third of HR; 0: none."""
+        return max(k for k, grid in enumerate(self.net.grids) if 3 * grid <= self.scale or not k)
 
-    @torch.no_grad()
-    def scale_noise(self, gains):
-        """Multiply the filters of each entry of noise (see draw_noise) by a gain: as much stronger is its noise."""
-        ups = self.net.ups
-        filters = [up.up for up in ups] + [ups[-1].join] * self.config.hr_noise
-        for conv, gain in zip(filters, gains, strict=True):
-            conv.weight[:, -self.config.noise_channels :] *= gain
+    def draw_noise(self, n, cells, crop=None, generator=None, device=None, stages=None):
+        """Standard normal noise for n members: one tensor for the trunk and one for each stage.
+
+        Args: cells (h, w) of the LR field; crop (r0, r1, c0, c1), LR cells, of the part made (None: all of it); stages:
+            number of stages to be made (None: all, up to HR).
+        Returns: (n, C, h, w), then (n, C, grid (r1 - r0) + 2 margin, grid (c1 - c0) + 2 margin) for each stage.
+        """
+        r0, r1, c0, c1 = crop or (0, cells[0], 0, cells[1])
+        sides = [cells, *((g * (r1 - r0) + 2 * m, g * (c1 - c0) + 2 * m) for g, m in self.net.entries[1:][:stages])]
+        shapes = [(n, self.net.noise_channels, *side) for side in sides]
+        return [torch.randn(s, generator=generator, device=device) if s[1] else None for s in shapes]
 
     def forward(self, lr, noise=None, crop=None):
         """One member for each field of the batch.
@@ -222,22 +287,25 @@ class Generator(nn.Module):
         Returns: (N, 1, (r1 - r0) * scale, (c1 - c0) * scale), mm, float32.
         """
         crop = crop or (0, lr.shape[-2], 0, lr.shape[-1])
-        if noise is None:
-            noise = self.draw_noise(len(lr), crop[1] - crop[0], crop[3] - crop[2], device=lr.device)
-        return self.finish(lr, self.detail(*self.encode(lr), noise, crop), crop)
+        noise = noise or self.draw_noise(len(lr), lr.shape[-2:], crop, device=lr.device)
+        return self.finish(lr, self.detail(*self.encode(lr, noise[0]), noise[1:], crop), crop)
 
-    def encode(self, lr):
-        """Transformed LR and trunk features, both with `net.halo` cells of repeated edge: what `detail` takes."""
+    def encode(self, lr, noise=None):
+        """Transformed LR and trunk features, both with `net.halo` cells of repeated edge: what `detail` takes.
+
+        noise (N, C, h, w): the trunk's; None without noise channels.
+        """
         x = self._transformed(lr) - self.centre
         where = None
         if self.position is not None:
             self._check_region(lr)
             where = F.avg_pool2d(self.position, self.scale).expand(len(x), -1, -1, -1)
-        return F.pad(x, (self.net.halo,) * 4, mode="replicate"), self.net.trunk(_joined(x.dtype, x, where))
+        return F.pad(x, (self.net.halo,) * 4, mode="replicate"), self.net.trunk(_joined(x.dtype, x, where, noise))
 
     def detail(self, x, features, noise, crop):
         """What the network makes of the part `crop`, before amounts are put on it; arguments as encode returned them.
 
+        noise: without the trunk's; of the first stages alone: detail at a coarser grid.
         Returns: (N, 1, H, W), float32: 0 everywhere is the interpolated input.
         """
         r0, r1, c0, c1 = crop
@@ -245,16 +313,17 @@ class Generator(nn.Module):
         return self.net.stages(features[around], x[around], noise, self._positions(crop))
 
     def finish(self, lr, detail, crop):
-        """Rain (N, 1, H, W), mm, from detail: the interpolated input added, non-negative, conserved."""
+        """Rain (N, 1, H, W), mm, from detail of any grid: the interpolated input added, non-negative, conserved."""
         r0, r1, c0, c1 = crop
+        scale = detail.shape[-1] // (c1 - c0)
         with torch.autocast(detail.device.type, enabled=False):
             around = F.pad(self._transformed(lr), (1,) * 4, mode="replicate")[..., r0 : r1 + 2, c0 : c1 + 2]
-            raw = detail + self.gain * enlarge(around, self.scale, 1, 0)
+            raw = detail + self.gain * enlarge(around, scale, 1, 0)
             if not self.config.conserve:
                 return OUTPUTS[self.config.output](raw)
             lr = lr[..., r0:r1, c0:c1].float()
             logs = raw if self.config.output == "exp" else (OUTPUTS[self.config.output](raw) + EMPTY).log()
-            return conserve_mass(even_levels(logs, lr, self.scale) if self.ring else logs, lr, self.scale)
+            return conserve_mass(even_levels(logs, lr, scale) if self.ring else logs, lr, scale)
 
     def _transformed(self, lr):
         return TRANSFORMS[self.config.transform].forward(lr.float(), self.config.transform_parameters)
@@ -300,8 +369,8 @@ def even_levels(logs, lr, scale):
     """Correct logs smoothly so that the block means of exp(logs) nearly equal lr.
 
     conserve_mass alone gives each cell its own factor, which shows as a step at cell edges. Here the logarithms of the
-    factors are placed at cell centres and interpolated between wet cells; after PASSES such corrections conserve_mass
-    has little left to do. A cell's result depends on cells up to PASSES away.
+    factors are placed at cell centres and interpolated between wet cells; after three such corrections conserve_mass
+    has little left to do. A cell's result depends on cells up to three away.
 
     Args: logs (N, 1, h * scale, w * scale); lr (N, 1, h, w), mm. Returns: as logs.
     """
@@ -313,9 +382,9 @@ def even_levels(logs, lr, scale):
 
     weight = between(wet).clamp(min=0.25)  # a wet cell's own share of the interpolation is never less
     moved, shift = logs, torch.zeros_like(lr)
-    for _ in range(PASSES):
+    for relaxed in RELAXATION:
         level = moved.reshape(n, c, h, scale, w, scale).logsumexp((3, 5)) - 2 * math.log(scale)
-        shift = shift + wet * (lr.clamp(min=1e-30).log() - level)
+        shift = shift + relaxed * wet * (lr.clamp(min=1e-30).log() - level)
         moved = logs + between(shift) / weight
     return moved
 
@@ -349,21 +418,50 @@ def generator_config(state):
 
     Raises: ValueError: made by an earlier version with a setting that no longer exists.
     """
-    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in state["generator_config"].items()}
-    if stored.pop("dropout", 0):
-        raise ValueError("trained with dropout, which this version does not have")
-    return GeneratorConfig(**stored)
+    return GeneratorConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["generator_config"].items()})
 
 
 # ---------------------------------------------------------------- critics
 
 
 class Discriminator(nn.Module):
-    """The discriminator of SRGAN (Ledig et al. 2017), given LR too, with spectral normalisation (Miyato et al. 2018).
+    """The critic: judges texture patch by patch, at HR and at the coarser grid of training.
 
-    Convolutions k3 of channels x (1, 1, 2, 2, 4, 4, 8, 8), stride 2 every other one, pooled to 6 x 6, dense
-    16 x channels (SRGAN: 64 channels, 1024), 1. It sees log10(1 + 10 mm) of the field and of the LR values spread over
-    their cells.
+    For each of the two a network of its own: convolutions (k3, then k4 of stride 2 three times, leaky ReLU 0.2) and one
+    logit for each patch, which sees about 60 pixels to each side. It is shown how log rain differs from that of the LR
+    cell, and the LR cell's log rain. No norm and no dense layer: with them such a critic stayed where it began.
+    """
+
+    def __init__(self, channels=24):
+        super().__init__()
+        self.networks = nn.ModuleList(self._network(channels) for _ in range(2))
+
+    @staticmethod
+    def _network(channels):
+        widths, layers = [2, channels, 2 * channels, 4 * channels, 4 * channels], []
+        for k in range(4):
+            layers += [nn.Conv2d(widths[k], widths[k + 1], 4 if k else 3, 2 if k else 1, 1), nn.LeakyReLU(0.2)]
+        layers += [nn.Conv2d(widths[-1], widths[-1], 3, 1, 1), nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], 1, 3, 1, 1)]
+        for m in layers[::2]:
+            nn.init.kaiming_normal_(m.weight, 0.2), nn.init.zeros_(m.bias)
+        layers[-1].weight.data.mul_(0.1)
+        return nn.Sequential(*layers)
+
+    def see(self, lr, field):
+        """What is judged, (N, 2, H, W), of lr (N, 1, h, w) and field (N, 1, H, W), real or made, mm."""
+        known = torch.log10(1 + 10 * F.interpolate(lr, size=field.shape[-2:], mode="nearest"))
+        return torch.cat([2 * (torch.log10(1 + 10 * field) - known), known - 1], 1)
+
+    def forward(self, seen, coarse=False):
+        """Logits (N, 1, h, w), float32, of the patches of what `see` returned; coarse: by the other network."""
+        return self.networks[coarse](seen.contiguous(memory_format=torch.channels_last)).float()
+
+
+class SRGANDiscriminator(nn.Module):
+    """The discriminator of SRGAN (Ledig et al. 2017), given LR too, for the recipes srgan and srgan-notes.
+
+    Convolutions k3 of channels x (1, 1, 2, 2, 4, 4, 8, 8), stride 2 every other one, batch normalisation behind all but
+    the first, pooled to 6 x 6, dense 16 x channels (SRGAN: 64 channels, 1024), 1.
     """
 
     def __init__(self, channels=64, blocks=8):
@@ -371,19 +469,20 @@ class Discriminator(nn.Module):
         layers, c_in, dense = [], 2, 16 * channels
         for k in range(blocks):
             c_out = channels * 2 ** (k // 2)
-            layers += [spectral_norm(nn.Conv2d(c_in, c_out, 3, 1 + k % 2, 1)), nn.LeakyReLU(0.2)]
+            norm = [nn.BatchNorm2d(c_out)] if k else []
+            layers += [nn.Conv2d(c_in, c_out, 3, 1 + k % 2, 1), *norm, nn.LeakyReLU(0.2)]
             c_in = c_out
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(6))
-        self.classify = nn.Sequential(
-            spectral_norm(nn.Linear(c_in * 36, dense)), nn.LeakyReLU(0.2), spectral_norm(nn.Linear(dense, 1))
-        )
+        self.classify = nn.Sequential(nn.Linear(c_in * 36, dense), nn.LeakyReLU(0.2), nn.Linear(dense, 1))
 
-    def forward(self, lr, field):
-        """lr (N, 1, h, w) and field (N, 1, H, W), real or made, mm -> logits (N, 1), float32."""
-        known = F.interpolate(lr, size=field.shape[-2:], mode="nearest")
-        both = torch.cat([field, known], 1).contiguous(memory_format=torch.channels_last)
-        x = self.features(torch.log10(1 + 10 * both))
-        return self.classify(x.flatten(1)).float()
+    def see(self, lr, field):
+        """What is judged, (N, 2, H, W): log rain of the field and of the LR values spread over their cells."""
+        both = torch.cat([field, F.interpolate(lr, size=field.shape[-2:], mode="nearest")], 1)
+        return torch.log10(1 + 10 * both)
+
+    def forward(self, seen, coarse=False):
+        """Logits (N, 1), float32, of what `see` returned."""
+        return self.classify(self.features(seen.contiguous(memory_format=torch.channels_last)).flatten(1)).float()
 
 
 class TruncatedVGG19(nn.Module):
@@ -455,14 +554,70 @@ def content_loss(name, members, target, *, pools=(1, 4, 16), vgg=None):
     return CONTENT_LOSSES[name](members, target, pools, vgg)
 
 
-def gradient_penalty(discriminator, lr, field):
-    """Penalise the slope of the discriminator at `field` (R1 at real rain, R2 at made rain; Mescheder et al. 2018).
+def local_structure(field, lags=(1, 2, 4, 8), block=24):
+    """How much log rain differs from pixel to pixel, by distance and direction: local variograms of order 1.
 
-    Args: lr (N, 1, h, w), field (N, 1, H, W), mm. Returns: scalar, mean squared norm of d logits / d field.
+    Args: field (N, 1, H, W), mm. lags: distances in pixels. block: side of the squares that share a mean.
+    Returns: for each lag (N, 4, h, w): means of |log10(1 + 10 x)| differences to the east, south, south-east and
+        north-east in squares of `block` pixels (or three lags), each half over the next.
     """
-    field = field.detach().requires_grad_(True)
-    (slope,) = torch.autograd.grad(discriminator(lr, field).sum(), field, create_graph=True)
-    return slope.float().square().sum((1, 2, 3)).mean()
+    x, parts = torch.log10(1 + 10 * field.float()), []
+    for lag in lags:
+        if min(x.shape[-2:]) < 3 * lag:
+            break
+        middle = x[..., lag:-lag, lag:-lag]
+        h, w = middle.shape[-2:]
+        steps = ((0, lag), (lag, 0), (lag, lag), (-lag, lag))
+        jumps = [(x[..., lag + a : lag + a + h, lag + b : lag + b + w] - middle).abs() for a, b in steps]
+        side = min(max(block, 3 * lag), h, w)
+        parts.append(F.avg_pool2d(torch.cat(jumps, 1), side, max(1, side // 2)))
+    return parts
+
+
+def structure_score(members, target, weight):
+    """Fair scores of the amplitude and of the direction of local_structure (energy score, Gneiting and Raftery 2007;
+    fair: Ferro 2014).
+
+    They ask for the truth's texture, streaks and directions, each in its place, as an ensemble can know it. Variograms
+    as features of a score are from Scheuerer and Hamill (2015). A proper score leaves no gain to one and the same
+    direction everywhere, nor to smooth members.
+
+    Args: members (M, N, 1, H, W), M >= 2 for a spread; target (N, 1, H, W), mm; weight (N, 1, 1, 1) of the samples.
+    Returns: (amplitude, direction), scalars without unit, means over the lags.
+    """
+
+    def size(vectors):
+        return (vectors.square().sum(1, keepdim=True) + 1e-6).sqrt()
+
+    def parts(jumps):  # (N, 4, h, w): logarithm of the sum; differences of opposite directions over the sum
+        total = jumps.sum(1, keepdim=True) + STILL
+        turned = torch.stack([jumps[:, 0] - jumps[:, 1], jumps[:, 2] - jumps[:, 3]], 1)
+        return total.log(), 2 * turned / total
+
+    def fair(made, real):
+        far = sum(size(x - real) for x in made) / len(made)
+        pairs = [size(made[a] - made[b]) for a in range(len(made)) for b in range(a)]
+        return ((far - 0.5 * sum(pairs) / max(1, len(pairs))) * weight).mean()
+
+    lags = [[parts(jumps) for jumps in local_structure(field)] for field in (target, *members)]
+    scores = [[fair(made, real) for real, *made in zip(*lag, strict=True)] for lag in zip(*lags, strict=True)]
+    return [sum(kind) / len(kind) for kind in zip(*scores, strict=True)] or [target.new_zeros(())] * 2
+
+
+def gradient_penalty(discriminator, seen, coarse=False):
+    """Penalise the slope of each patch's logit at `seen` (R1 at real rain, R2 at made rain; Mescheder et al. 2018).
+
+    The logits are added with random signs, over the root of their number: the expected square of the slope of that sum
+    is the mean square of the slopes of the single logits, whatever crop, scale and number of patches.
+
+    Args: seen (N, 2, H, W) as Discriminator.see returns it. Returns: scalar, mean squared norm of d logit / d field.
+    """
+    seen = seen.detach().requires_grad_(True)
+    logits = discriminator(seen, coarse)
+    signs = torch.randint(0, 2, logits.shape, device=logits.device) * 2 - 1
+    total = (signs * logits).sum() / math.sqrt(logits[0].numel())
+    (slope,) = torch.autograd.grad(total, seen, create_graph=True)
+    return slope[:, :1].float().square().sum((1, 2, 3)).mean()
 
 
 # ---------------------------------------------------------------- transforms
@@ -555,9 +710,18 @@ def trim(x, n):
     return x.permute(0, 2, 3, 1)[:, n:-n, n:-n].permute(0, 3, 1, 2) if n else x
 
 
-def _taper(channels, stages):
-    """Number of features of each stage, from `channels` downwards: multiples of 8 (for matrix units), at least 16."""
-    return [max(16, 8 * math.ceil(channels * (stages - k) / stages / 8)) for k in range(stages)]
+def _width(channels, grid, scale):
+    """Number of features at a grid: fewer where pixels are many (multiples of 8, for matrix units), at least 8."""
+    many = scale >= MANY_PIXELS
+    share = 1 if 10 * grid <= scale else 0.75 if 4 * grid <= scale or (grid < scale and not many) else 0.5
+    return max(8, 8 * round((share / 2 if grid == scale and many else share) * channels / 8))
+
+
+def _depth(grid, scale):
+    """Residual blocks at a grid: most at a quarter of the HR grid's side, none at HR where its pixels are many."""
+    if grid == scale:
+        return 2 if scale < MANY_PIXELS else 1
+    return 2 if 2 * grid >= scale else 4 if 5 * grid >= scale else 3
 
 
 def initialise_normal(module, std=0.02):
@@ -583,7 +747,11 @@ def _initialise(net):
         elif isinstance(m, SRConModel):
             _icnr(m.up, m.factor)
             m.up.weight.data.mul_(0.5), m.join.weight.data.mul_(0.5)  # their sum is as large as either was
-    net.out.weight.data.mul_(0.1)
+    for out in net.outs:
+        out.weight.data.mul_(0.1)
+    for strength in net.strength:
+        if isinstance(strength, nn.Conv2d):
+            strength.weight.data.mul_(0.1), strength.bias.data.fill_(STREAK)
 
 
 def _icnr(conv, factor):
@@ -678,4 +846,5 @@ CONTENT_LOSSES = {
     "l1": lambda members, target, pools, vgg: F.l1_loss(members, target.expand_as(members)),
     "vgg": _vgg_loss,
 }
+CRITICS = {"patches": Discriminator, "srgan": SRGANDiscriminator}
 ADVERSARIAL_LOSSES = {"relativistic": _relativistic, "hinge": _hinge, "bce": _bce}

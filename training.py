@@ -1,4 +1,4 @@
-"""Trains one generator: a content phase (generator alone), an adversarial phase, validation, calibration, checkpoints.
+"""Trains one generator: a content phase (generator alone), an adversarial phase, validation, checkpoints.
 
 Reads    {data_folder}/PreTrain.json and the files it lists, through datasets.py.
 Writes   the checkpoint (all that resuming and stages 3 and 4 need), TensorBoard events, an export of the generator.
@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -25,22 +24,22 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from scipy.optimize import minimize
-from torch.nn.utils.parametrize import cached
 from torch.optim.swa_utils import AveragedModel
 
+import critic
 import datasets
 import models
+import realism
 import utils
 import verification
+from settings import RECIPES, GeneratorConfig, TrainConfig, given
 from threads import Threads
-from utils import RECIPES, AverageMeter, DataError, GeneratorConfig, TrainConfig, given, log
+from utils import AverageMeter, DataError, log
 
 WARM_UP = 200  # steps of linear warm-up; the length of a run with --max-minutes is first fitted after them
 REFIT = 20  # steps after which that length is fitted again: the pace of a shared machine changes
 FEW = 200  # steps below which a generator has learned little, whatever its schedule
 SAVING = 0.03  # minutes kept for the last checkpoint and the export
-PENALTY_EVERY = 8  # steps between gradient penalties, each weighted so much more (Karras et al. 2020)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 __all__ = ["Clock", "Group", "command_to_resume", "train_model"]
@@ -94,8 +93,6 @@ def train_model(config, path, args, group, clock):
     clock.reserve = 0.0
     if state.judged != state.step and not group.largest(clock.signal or 0):  # a signal leaves no time
         judge()
-    if state.step >= state.steps and state.train.calibrate and state.shape.noise_channels and not state.calibrated:
-        calibrate(state, validator, clock)
     if group.rank == 0:
         board.close()
         finish(state, path, args.export)
@@ -230,8 +227,8 @@ def fitting_window(train, config, dataset):
     Raises: DataError: not even a window of one crop has room.
     """
     refusal = None
-    for window in (train.window, (2, 5), (2, 4), (2, 3), (1, 2), (1, 1)):
-        crop, sides = window_sides(replace(train, window=window), config)
+    for window in dict.fromkeys((train.window, (2, 3), (2, 2), (1, 2), (1, 1))):
+        crop, sides = window_sides(replace(train, window=window), config, train.coarse)
         widest = {"sides": sides and (sides[1],) * 2, "crop": crop, "valid_share": train.valid_share}
         try:
             for part in ("train", "valid") if train.valid_share else ("train",):
@@ -301,7 +298,7 @@ class State:
     def __init__(self, config, train, shape, args, group):
         self.config, self.train, self.shape, self.group = config, train, shape, group
         torch.manual_seed(train.seed)
-        self.generator, self.discriminator = models.Generator(shape), models.Discriminator(train.discriminator_channels)
+        self.generator, self.discriminator = models.Generator(shape), models.CRITICS[train.critic]()
         if train.initial == "normal":
             models.initialise_normal(self.generator)
         if args.init:
@@ -314,16 +311,16 @@ class State:
         decay = {"weight_decay": train.weight_decay} if train.optimizer == "adamw" else {}
         self.opt_g = kind(self.generator.parameters(), train.learning_rate, betas=(0.9, 0.99), **decay)
         self.opt_d = kind(self.discriminator.parameters(), train.discriminator_rate, betas=(0.0, 0.99))
-        self.guard = CollapseGuard(self.opt_d)
+        self.guards, self.balance = (critic.Guard(), critic.Guard()), [0.0, 0.0]  # at HR, in coarse steps
         self.amp = reduced_precision(args.amp, group.device)
         self.scaler = torch.amp.GradScaler(enabled=self.amp == torch.float16)
         self.vgg = None
         if "vgg" in train.content + train.adversarial_content:
             self.vgg = models.TruncatedVGG19(5, 4, args.vgg_weights).to(group.device)
-        self.step, self.best, self.best_weights, self.planned, self.calibrated = 0, math.inf, None, True, False
+        self.step, self.best, self.best_weights, self.planned = 0, math.inf, None, True
         self.judged, self.scores, self.whole_steps, self.interpolated = 0, {}, self.steps, False
         self.data_folder = args.data_folder
-        self.saved, self.bytes = None, 0  # (step, calibrated) of the last checkpoint; sent to other processes
+        self.saved, self.bytes = None, 0  # step of the last checkpoint; sent to other processes
         self.region_cells = None  # of a generator that is tied to one region
         self.opened = None  # the file it was resumed from
         if args.compile:  # not the trunk: the layout of its edges' gradients is not the compiler's (torch 2.14)
@@ -339,6 +336,10 @@ class State:
         """True in the adversarial phase."""
         return self.step >= self.train.content_steps
 
+    def coarse(self, step):
+        """True where this step is made at the generator's coarser grid: every other one."""
+        return bool(self.train.coarse and self.generator.coarse and step % 2)
+
     def autocast(self):
         """The context in which the networks compute in reduced precision."""
         return torch.autocast(self.group.device.type, self.amp, enabled=self.amp is not None)
@@ -348,9 +349,9 @@ class State:
         return {"updates": int(self.averaged.n_averaged) - 1, "weights": self.averaged.module.state_dict()}
 
     def keep_best(self, scores):
-        """Keep the averaged weights of the best validation of the current phase."""
+        """Keep the averaged weights of the best validation of the current phase: by CRPS and realism together."""
         self.judged = self.step
-        score = scores["ratio"] + 0.01 * scores["lsd_db"] if scores else math.inf
+        score = merit(scores) if scores else math.inf
         if score < self.best:
             kept = self.averaged_weights()
             self.best, self.scores = score, {name: float(value) for name, value in scores.items()}
@@ -383,12 +384,12 @@ class State:
             "averaged": self.averaged_weights(),
             "ema": self.best_weights or self.averaged_weights(),
             "best": self.best,
-            "calibrated": self.calibrated,
             "step": self.step,
             "epoch": self.step // self.train.epoch_steps,
             "optimizer_g": self.opt_g.state_dict(),
             "optimizer_d": self.opt_d.state_dict(),
-            "guard": self.guard.state_dict(),
+            "guards": [guard.state_dict() for guard in self.guards],
+            "balance": list(self.balance),
             "grad_scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
             "planned": self.planned,
@@ -415,10 +416,10 @@ class State:
         return {name: value for name, value in self.checkpoint().items() if name in names}
 
     def save(self, path):
-        """Write the checkpoint of this step, once: the one before it is of an earlier step, or not yet calibrated."""
-        if self.saved != (self.step, self.calibrated):
+        """Write the checkpoint of this step, once: the one before it is of an earlier step."""
+        if self.saved != self.step:
             utils.save_checkpoint(path, self.checkpoint())
-            self.saved = self.step, self.calibrated
+            self.saved = self.step
 
     def load(self, kept):
         """Stand where a checkpoint stood."""
@@ -426,14 +427,15 @@ class State:
         self.averaged.module.load_state_dict(kept["averaged"]["weights"])
         self.averaged.n_averaged.fill_(kept["averaged"]["updates"] + 1)
         self.opt_g.load_state_dict(kept["optimizer_g"]), self.opt_d.load_state_dict(kept["optimizer_d"])
-        self.guard.load_state_dict(kept["guard"])
+        for guard, state in zip(self.guards, kept["guards"], strict=True):
+            guard.load_state_dict(state)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(kept["grad_scaler"])
         self.step, self.best, self.planned = kept["step"], kept["best"], kept["planned"]
-        self.calibrated = kept.get("calibrated", False)
+        self.balance = list(kept["balance"])
         self.judged, self.scores = kept.get("judged", self.step), kept.get("scores", {})
         self.whole_steps = kept.get("whole_steps", self.steps)
-        self.best_weights = kept["ema"] if math.isfinite(self.best) or self.calibrated else None
+        self.best_weights = kept["ema"] if math.isfinite(self.best) else None
         torch.set_rng_state(kept["rng"].cpu())
 
 
@@ -525,61 +527,34 @@ def averaged_model(generator, decay):
     return averaged
 
 
-class CollapseGuard:
-    """Detects discriminator collapse and lowers the discriminator's learning rate.
-
-    The discriminator has won when its loss stays under `threshold` for `patience` steps in a row: the learning rate of
-    `optimizer` is then multiplied by `factor`, and counting starts again.
-    """
-
-    def __init__(self, optimizer, threshold=0.05, patience=50, factor=0.5):
-        self.optimizer, self.threshold, self.patience, self.factor = optimizer, threshold, patience, factor
-        self.low, self.trips = 0, 0
-
-    def update(self, loss_d):
-        """Take the discriminator loss of one step (float, without penalty). Returns True when the rate was lowered."""
-        self.low = self.low + 1 if loss_d < self.threshold else 0
-        if self.low < self.patience:
-            return False
-        self.low, self.trips = 0, self.trips + 1
-        utils.adjust_learning_rate(self.optimizer, self.factor)
-        log(
-            f"discriminator has won: loss under {self.threshold:g} for {self.patience} steps (now {loss_d:.2g}); "
-            f"its learning rate is lowered to {self.optimizer.param_groups[0]['lr']:.3g}"
-        )
-        return True
-
-    def state_dict(self):
-        return {"low": self.low, "trips": self.trips}
-
-    def load_state_dict(self, state):
-        self.low, self.trips = state["low"], state["trips"]
-
-
 # ---------------------------------------------------------------- windows
 
 
-def window_sides(train, config):
-    """Sides in LR cells: (of the crop that is made, (smallest, largest) of what is seen; None: the whole region)."""
+def window_sides(train, config, coarse=False):
+    """Sides in LR cells: (of the crop that is made, (smallest, largest) of what is seen; None: the whole region).
+
+    A coarse step makes twice the side, with as many cells around it.
+    """
     crop = train.crop and max(1, round(train.crop / config.scale))
-    return crop, tuple(side * max(crop, 1) for side in train.window) or None
+    sides = tuple(side * max(crop, 1) + coarse * crop for side in train.window) or None
+    return crop * (1 + coarse), sides
 
 
 class WindowLoader:
     """Cuts the training windows of the next step in another thread while the networks work on this one."""
 
     def __init__(self, state, dataset):
-        train, (crop, sides) = state.train, window_sides(state.train, state.config)
-        turn = not state.shape.position_channels  # a fixed region keeps its north
-        self.windows = datasets.Windows(
-            dataset,
-            sides=sides,
-            crop=crop,
-            valid_share=train.valid_share,
-            turn=turn,
-            amounts=train.amounts,
-            seed=train.seed,
-        )
+        train, self.state = state.train, state
+        common = {
+            "valid_share": train.valid_share,
+            "turn": not state.shape.position_channels,  # a fixed region keeps its north
+            "amounts": train.amounts,
+            "seed": train.seed,
+        }
+        self.windows = [
+            datasets.Windows(dataset, crop=crop, sides=sides, **common)
+            for crop, sides in (window_sides(train, state.config, coarse) for coarse in (False, True))
+        ]
         self.batch, (self.first, self.count) = train.batch, state.group.share(train.batch)
         self.weight = self.count * state.group.size / train.batch  # of this process's mean in the mean of all
         self.thread, self.coming = ThreadPoolExecutor(1, "windows"), None
@@ -587,8 +562,8 @@ class WindowLoader:
     def prepare(self, step):
         """Begin to cut this process's windows of a step; a Future."""
         if self.coming is None or self.coming[0] != step:
-            cut = self.thread.submit(self.windows.batch, step, self.batch, self.first, self.count)
-            self.coming = step, cut
+            windows = self.windows[self.state.coarse(step)]
+            self.coming = step, self.thread.submit(windows.batch, step, self.batch, self.first, self.count)
         return self.coming[1]
 
     def get(self, step, device):
@@ -598,13 +573,13 @@ class WindowLoader:
         return lr, hr, weight[:, None, None, None], batch["box"], batch["source"]
 
 
-def step_noise(state, first, count, box):
-    """Noise of samples first .. first + count of this step, the same on any number of processes."""
-    h, w, drawn = box[1] - box[0], box[3] - box[2], []
-    for sample in range(first, first + count):
+def step_noise(state, first, lr, box, stages=None):
+    """Noise of the samples of lr (N, 1, h, w), the first of which is `first`: the same on any number of processes."""
+    drawn = []
+    for sample in range(first, first + len(lr)):
         key = np.random.SeedSequence([state.train.seed, state.step, sample]).generate_state(1, np.uint64)[0]
         source = torch.Generator().manual_seed(int(key >> np.uint64(1)))
-        drawn.append(state.generator.draw_noise(state.train.members, h, w, generator=source))
+        drawn.append(state.generator.draw_noise(state.train.members, lr.shape[-2:], box, source, stages=stages))
     return [
         None if entry[0] is None else torch.stack(entry, 1).flatten(0, 1).to(state.group.device)
         for entry in zip(*drawn, strict=True)
@@ -617,35 +592,36 @@ def step_noise(state, first, count, box):
 def train_step(state, loader):
     """Update the generator and, in the adversarial phase, the discriminator once (Ledig et al. 2017).
 
-    Returns: {"Loss_c": content, "Loss_d": discriminator, "Loss_g": adversarial}, means over all processes.
+    Returns: {"Loss_c": content, "Loss_d": discriminator, "Loss_g": adversarial, "critic_right": share of patches in
+        which real rain got more than made rain, "gradient_c" and "gradient_g": norms of the content's and the critic's
+        gradient at the generator's output}, means over all processes; the content phase has the first alone. Names of
+        a coarse step, at the generator's coarser grid, end in _coarse.
     Raises: FloatingPointError: a loss or gradient is not finite; names the step and the files.
     """
-    train, scaler, adversary = state.train, state.scaler, models.ADVERSARIAL_LOSSES[state.train.adversarial]
+    train, scaler = state.train, state.scaler
     rate = learning_rate_share(train, state.step)
     set_learning_rate(state.opt_g, rate * train.learning_rate)
     lr, hr, weight, box, files = loader.get(state.step, state.group.device)
-    noise = step_noise(state, loader.first, len(lr), box)
+    coarse = state.coarse(state.step)
+    noise = step_noise(state, loader.first, lr, box, state.generator.coarse if coarse else None)
     state.opt_g.zero_grad(set_to_none=True), state.opt_d.zero_grad(set_to_none=True)
 
     # members of the generator against the truth
     with state.autocast():
         members, detail = make_members(state.generator, lr, noise, train.members, box)  # (M, N, 1, H, W)
-    losses = {"Loss_c": content_loss(state, members * weight, hr * weight)}
+    hr = F.avg_pool2d(hr, hr.shape[-1] // members.shape[-1])  # in a coarse step
+    losses = {"Loss_c": content_loss(state, members, hr, weight)}
     total = losses["Loss_c"] + train.restraint * rate * detail.square().mean()
 
-    # the discriminator against the generator, then the generator against the discriminator
-    if state.adversarial:
-        known = lr[..., box[0] : box[1], box[2] : box[3]]
-        losses["Loss_d"], penalty, real = discriminator_loss(state, known, hr, members[0].detach())
-        scaler.scale((losses["Loss_d"] + train.penalty * penalty) * loader.weight).backward()
-        state.discriminator.requires_grad_(False)
-        with state.autocast(), cached():
-            _, losses["Loss_g"] = adversary(real.detach(), state.discriminator(known, members[0]))
-        state.discriminator.requires_grad_(True)
-        total = total + train.beta * losses["Loss_g"]
-
     loader.prepare(state.step + 1)  # now: the backward pass leaves the interpreter to the other thread
-    scaler.scale(total * loader.weight).backward()
+    if state.adversarial:
+        slowed = state.guards[coarse].share * max(rate, critic.SLOWEST)
+        set_learning_rate(state.opt_d, slowed * train.discriminator_rate)
+        known = lr[..., box[0] : box[1], box[2] : box[3]]
+        rain = critic.Rain(known, hr, members[0], detail)
+        detail.backward(critic.duel(state, rain, total, losses, loader.weight, coarse))
+    else:
+        scaler.scale(total * loader.weight).backward()
 
     values = torch.stack([value.detach().float() * loader.weight for value in losses.values()])
     state.group.mean([values])
@@ -655,36 +631,32 @@ def train_step(state, loader):
     update(state, state.generator, state.opt_g, files)
     if state.adversarial:
         update(state, state.discriminator, state.opt_d, files)
-        state.guard.update(losses["Loss_d"])
+        state.guards[coarse].update(losses["Loss_d"], losses["critic_right"])
     state.averaged.update_parameters(state.generator)
     state.step += 1
-    return losses
+    return {f"{name}_coarse" if coarse else name: value for name, value in losses.items()}
 
 
 def make_members(generator, lr, noise, count, box):
-    """Make `count` members (M, N, 1, H, W) of a batch; the trunk runs once. Also returns the output before amounts."""
-    lr, x, features = (t.repeat(count, 1, 1, 1) for t in (lr, *generator.encode(lr)))
-    detail = generator.detail(x, features, noise, box)
+    """Make `count` members (M, N, 1, H, W) of a batch. Also returns the output before amounts."""
+    lr = lr.repeat(count, 1, 1, 1)
+    detail = generator.detail(*generator.encode(lr, noise[0]), noise[1:], box)
     return generator.finish(lr, detail, box).unflatten(0, (count, -1)), detail
 
 
-def content_loss(state, members, hr):
-    """Content loss of the current phase; a sum where several are joined by +."""
+def content_loss(state, members, hr, weight):
+    """Content loss of the current phase (a sum where several are joined by +), and the structure score."""
     names = (state.train.adversarial_content if state.adversarial else "") or state.train.content
-    return sum(
-        models.content_loss(name, members, hr, pools=state.train.pools, vgg=state.vgg) for name in names.split("+")
-    )
-
-
-def discriminator_loss(state, lr, hr, made):
-    """(loss, gradient penalty, logits of hr): real and made rain in one batch, the spectral norms taken once."""
-    both = torch.cat([lr, lr]), torch.cat([hr, made])
-    with state.autocast(), cached():
-        real, fake = state.discriminator(*both).chunk(2)
-        loss, _ = models.ADVERSARIAL_LOSSES[state.train.adversarial](real, fake)
-        if state.train.adversarial != "relativistic" or state.step % PENALTY_EVERY:
-            return loss, 0.0, real
-        return loss, 2 * PENALTY_EVERY * models.gradient_penalty(state.discriminator, *both), real  # of hr and of made
+    weighted = members * weight, hr * weight
+    pools = state.train.pools
+    if state.coarse(state.step):
+        finer = state.shape.scale // state.generator.net.grids[state.generator.coarse]
+        pools = tuple(dict.fromkeys(max(1, p // finer) for p in pools))
+    loss = sum(models.content_loss(name, *weighted, pools=pools, vgg=state.vgg) for name in names.split("+"))
+    if any(state.train.structure):
+        parts = models.structure_score(members, hr, weight)
+        loss = loss + sum(share * part for share, part in zip(state.train.structure, parts, strict=True))
+    return loss
 
 
 def update(state, net, optimizer, files):
@@ -714,7 +686,7 @@ def learning_rate_share(train, step):
     if train.schedule == "half":
         return 0.1 if done >= 0.5 else 1.0
     rising = min(1.0, (step - first + 1) / min(WARM_UP, length / 4 + 1))
-    return rising * 0.5 * (1 + math.cos(math.pi * done)) * (0.3 if adversarial else 1.0)
+    return rising * 0.5 * (1 + math.cos(math.pi * done)) * (0.4 if adversarial else 1.0)
 
 
 def set_learning_rate(optimizer, rate):
@@ -735,7 +707,7 @@ def estimate_validation(state, clock, validator, made):
         and made
         and state.group.largest(made >= REFIT or clock.elapsed > clock.minutes / 10)
     ):
-        windows = draw_windows(validator.calibration, 1, state.group)
+        windows = draw_windows(validator.held_out, 1, state.group)
         assess(state.averaged.module, windows, state.group)  # the first is slow: memory and kernels are prepared
         with clock.validation(len(windows) / -(-state.train.valid_windows // state.group.size)):
             assess(state.averaged.module, windows, state.group)
@@ -755,7 +727,7 @@ def fit_length(state, clock, began, whole):
     if not again and (made < 3 or (made < WARM_UP and spent < minutes / 5)):
         return
     validated, one, reserve = map(largest, (clock.validated, clock.one, clock.reserve))
-    usable = minutes * (0.85 if whole.calibrate else 0.97) - reserve  # the calibration takes its part
+    usable = 0.97 * minutes - reserve
     total = whole.content_steps + whole.adversarial_steps
     dearer = 1 if state.adversarial else 1 + 0.6 * whole.adversarial_steps / total  # adversarial steps take longer
     pace = max(spent - validated, 1e-9) / made * dearer + one / whole.epoch_steps  # minutes a step, all told
@@ -772,7 +744,7 @@ def fit_length(state, clock, began, whole):
         )
 
 
-# ---------------------------------------------------------------- validation and calibration
+# ---------------------------------------------------------------- validation
 
 
 class Validator:
@@ -783,13 +755,12 @@ class Validator:
         part = "valid" if train.valid_share else "train"
         common = {  # whole windows' worth of crops, as they are
             "sides": (sides[1],) * 2 if sides else None,
-            "crop": 4 * crop if sides else 0,
+            "crop": 2 * crop if sides else 0,
             "part": part,
             "valid_share": train.valid_share,
             "turn": False,
         }
         self.held_out = datasets.Windows(dataset, seed=train.seed, **common) if train.valid_share else None
-        self.calibration = datasets.Windows(dataset, seed=train.seed + 1, wet=False, **common)
         self.shown = None  # (lr, hr, members, box) of the first window, for pictures
 
     def validate(self, state):
@@ -801,19 +772,20 @@ class Validator:
         return scores
 
 
-def draw_windows(windows, count, group, *, wet=False):
-    """This process's part of `count` windows to score: [(lr, hr, box, number)].
-
-    wet: windows that are not wet, by the rule of the score tables, give way to others where 20 draws find one.
-    """
+def draw_windows(windows, count, group):
+    """This process's part of `count` windows to score: [(lr, hr, box, number)]."""
     first, number = group.share(max(count, group.size))
-    parts = []
-    for k in range(first, first + number):
-        draws = (windows.batch(k + count * again, 1) for again in range(20 if wet else 1))
-        good = (d for d in draws if not wet or any(verification.wet_windows(d["hr"][0, 0], min(d["hr"].shape[2:]))))
-        batch = next(good, None) or windows.batch(k, 1)
-        parts.append((*map(torch.from_numpy, (batch["lr"], batch["hr"])), batch["box"], k))
-    return parts
+    drawn = ((windows.batch(k, 1), k) for k in range(first, first + number))
+    return [(*map(torch.from_numpy, (batch["lr"], batch["hr"])), batch["box"], k) for batch, k in drawn]
+
+
+def merit(scores):
+    """What the best checkpoint has least of: CRPS over bilinear's error, and what is unlike real rain.
+
+    A hundredth for each dB of the spectrum, and a fiftieth for each factor e of the seams and of both streaks.
+    """
+    unlike = [abs(math.log(max(scores[k], 1e-3))) for k in ("seams", "streaks_fine", "streaks_broad")]
+    return scores["ratio"] + 0.01 * scores["lsd_db"] + 0.02 * sum(u for u in unlike if math.isfinite(u))
 
 
 @torch.no_grad()
@@ -821,14 +793,15 @@ def assess(net, windows, group, members=4):
     """Score a generator on windows of draw_windows.
 
     Returns: ({"crps" and "mae_bilinear", mm; their "ratio"; "lsd_db", the distance of the spectra; "p999_ratio", 99.9 %
-        quantile over the truth's}, (lr, hr, members, box) of the first window).
+        quantile over the truth's; "seams", "streaks_fine", "streaks_broad" over the truth's, NaN where windows are too
+        small}, (lr, hr, members, box) of the first window).
     """
     device, scale = group.device, net.scale
-    sums, spectra, counts, shown = torch.zeros(3, dtype=torch.float64), [], [], None
+    sums, spectra, counts, textures, shown = torch.zeros(3, dtype=torch.float64), [], [], [], None
     for lr, hr, box, k in windows if group.rank else utils.progress(windows, "validating"):
         lr, hr, (r0, r1, c0, c1) = lr.to(device), hr.to(device), box
         sources = [torch.Generator().manual_seed(1000 * k + m) for m in range(members)]
-        drawn = [net.draw_noise(1, r1 - r0, c1 - c0, generator=source) for source in sources]
+        drawn = [net.draw_noise(1, lr.shape[-2:], box, source) for source in sources]
         made = torch.stack([net(lr, [z if z is None else z.to(device) for z in noise], box) for noise in drawn])
         r0, r1, c0, c1 = (n * scale for n in box)
         plain = F.interpolate(lr, scale_factor=scale, mode="bilinear")[..., r0:r1, c0:c1]
@@ -837,61 +810,19 @@ def assess(net, windows, group, members=4):
         spectrum, count = verification.rapsd(fields), verification.histogram(fields.reshape(len(fields), -1))
         power = max(spectrum[0, 1:].sum(), 1e-30) ** 0.5  # by the root of its power, or a few storms would rule
         spectra.append([spectrum[0] / power, spectrum[1:].mean(0) / power]), counts.append([count[0], count[1:].sum(0)])
+        textures.append([realism.texture_sums(part, scale) for part in (fields[1:], fields[:1])])
         shown = shown or (lr, hr, made, box)
-    both, bins = (torch.from_numpy(np.sum(part, 0).astype(np.float64)) for part in (spectra, counts))
-    group.mean([sums, both, bins])
+    both, bins, texture = (torch.from_numpy(np.sum(p, 0).astype(np.float64)) for p in (spectra, counts, textures))
+    group.mean([sums, both, bins, texture])
     crps, mae = (sums[:2] / sums[2]).tolist()
     truth, mine = verification.histogram_quantile(bins.numpy(), np.array([0.999]))[:, 0]
     scores = {"crps": crps, "mae_bilinear": mae, "ratio": crps / max(mae, 1e-12)}
     scores["lsd_db"] = verification.lsd(both[1].numpy(), both[0].numpy())
     scores["p999_ratio"] = mine / max(truth, 1e-12)
-    return scores, shown
+    return {**scores, **realism.texture_ratios(*texture.numpy())}, shown
 
 
 @torch.no_grad()
-def calibrate(state, validator, clock):
-    """Scale the noise at each of its entries so that the members' spectrum comes nearer to the truth's.
-
-    Fair CRPS hardly sees the finest scales, so training leaves them too smooth. One gain for each entry is sought on
-    held-out windows (training windows where nothing is held out); a worse CRPS, and gains far from 1, count against
-    them. At the end of the time the best so far is taken; after a signal the search is left to --resume.
-    """
-    train, group, tried = state.train, state.group, []
-    windows = draw_windows(validator.calibration, 2 * train.valid_windows, group, wet=True)
-    net, weights = deepcopy(state.averaged.module), (state.best_weights or state.averaged_weights())["weights"]
-    if not group.rank:
-        log(f"calibrating the noise: up to {train.calibrate} tries on {2 * train.valid_windows} windows")
-    bar = utils.progress(None, "calibrating: try", total=train.calibrate)
-
-    def cost(logs):
-        if tried and group.largest(clock.over):
-            raise StopIteration
-        net.load_state_dict(weights)
-        net.scale_noise(np.exp(logs))
-        scores, _ = assess(net, windows, group, members=2)
-        worse = scores["ratio"] - (tried[0][2]["ratio"] if tried else scores["ratio"])
-        found = scores["lsd_db"] + 200 * max(worse, 0.0) + 0.3 * np.square(logs).sum()
-        tried.append((found if math.isfinite(found) else math.inf, np.exp(logs), scores))
-        bar.update()
-        return tried[-1][0]
-
-    start = np.zeros(len(net.net.entries))
-    corners = np.vstack([start, 0.5 * np.eye(len(start))])
-    with contextlib.suppress(StopIteration):
-        minimize(cost, start, method="Nelder-Mead", options={"initial_simplex": corners, "maxfev": train.calibrate})
-    bar.close()
-    if group.largest(clock.signal or 0):
-        return
-    best = min(tried, key=lambda t: t[0])
-    net.load_state_dict(weights)
-    net.scale_noise(best[1])
-    state.best_weights = {**state.averaged_weights(), "weights": net.state_dict()}
-    state.calibrated = True
-    words = [" ".join(f"{k} {t[2][k]:.4g}" for k in ("ratio", "lsd_db", "p999_ratio")) for t in (tried[0], best)]
-    if not group.rank:
-        log(f"noise scaled by {', '.join(f'{g:.2f}' for g in best[1])}: {words[0]} -> {words[1]}")
-
-
 # ---------------------------------------------------------------- what is said and shown
 
 
@@ -956,7 +887,7 @@ class Board:
 
             lr, hr, made, (r0, r1, c0, c1) = shown
             lr, hr, made = (field.cpu().numpy() for field in (lr[0, 0, r0:r1, c0:c1], hr[0, 0], made[:, 0, 0]))
-            self.writer.add_figure("valid/maps", plots.plot_windows(lr, hr, made, target=target), step)
+            self.writer.add_figure("valid/members", plots.plot_members(lr, hr, made, target=target), step)
             figure = plots.plot_qq(hr, made, caption="one held-out window")
             self.writer.add_figure("valid/qq", figure, step)
         self.writer.flush()  # a short run has its curves too

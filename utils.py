@@ -1,4 +1,4 @@
-"""What every stage uses: messages, whole files, settings, lists, checkpoints and NetCDF output. Imports none of ours.
+"""What every stage uses: messages, whole files, lists, checkpoints and NetCDF output. Imports none of ours.
 
 Reads and writes  Data/JsonPath/*.json, Data/SavedModels/*.pth and NN_pre_*.nc.
 
@@ -8,7 +8,6 @@ Reads and writes  Data/JsonPath/*.json, Data/SavedModels/*.pth and NN_pre_*.nc.
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 VERSION = "0.1.0"
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 OUTPUT_FORMAT = 2  # of NN_pre_*.nc; raise when NetCDFWriter writes them otherwise: earlier outputs are then made anew
 LISTS = {"train": "PreTrain.json", "eval": "PreEval.json", "obj": "PreObj.json"}
 INFO = "PreInfo.json"
@@ -35,10 +34,10 @@ SUFFIXES = (".nc", ".nc4", ".cdf")  # of the files that stage 1 looks at, in sma
 
 # fmt: off
 __all__ = [
-    "AverageMeter", "Damaged", "DataError", "GeneratorConfig", "NetCDFWriter", "TrainConfig", "add_data_arguments",
-    "add_settings", "adjust_learning_rate", "check_settings", "choose_outputs", "clip_gradient",
-    "create_data_lists", "default_checkpoint", "digest", "digest_of", "field_times", "given", "load_checkpoint",
-    "log", "netcdf_files", "open_checkpoint", "option", "part_of", "positive", "previous_checkpoint", "progress",
+    "AverageMeter", "Damaged", "DataError", "NetCDFWriter", "add_data_arguments", "adjust_learning_rate",
+    "choose_outputs", "clip_gradient", "create_data_lists", "default_checkpoint", "digest", "digest_of",
+    "field_times", "load_checkpoint", "log", "netcdf_files", "open_checkpoint", "part_of", "positive",
+    "previous_checkpoint", "progress",
     "read_info", "read_list", "read_output", "reading", "run_stage", "save_checkpoint", "set_aside", "when",
     "whole_file", "whole_number", "write_field", "write_json", "write_lists", "writing",
 ]
@@ -398,208 +397,6 @@ def read_info(data_folder):
     ):
         raise DataError(f"{path}: not what 1create_data_lists.py writes; run it again")
     return info
-
-
-# ---------------------------------------------------------------- settings
-
-
-def option(default, words, *, group=None, choices=(), low=None, high=MANY, joined=False, **argparse_words):
-    """A field of a settings dataclass: its default, its help, its bounds, and the group of options it is listed under.
-
-    Args: group: heading in --help; None: a setting that only recipes and rules change. choices: allowed values.
-        low, high: bounds of a number, or of each number of a tuple. joined: several choices may be joined by "+".
-        argparse_words: what add_argument needs besides.
-    """
-    about = {"help": words, "group": group, "choices": tuple(choices), "low": low, "high": high, "joined": joined}
-    return dataclasses.field(default=default, metadata={**about, "argparse": argparse_words})
-
-
-def check_settings(settings):
-    """Check every field of a settings dataclass against the choices and bounds of its `option`.
-
-    Raises: DataError: names the option, its value and what is expected.
-    """
-    for item in dataclasses.fields(settings):
-        value, about = getattr(settings, item.name), item.metadata
-        shown = " ".join(map(str, value)) if isinstance(value, (tuple, list)) else value
-        name = f"--{item.name.replace('_', '-')}"
-        if about.get("choices"):
-            for word in value.split("+") if about["joined"] else [value]:
-                if word not in about["choices"]:
-                    known = ", ".join(filter(None, about["choices"]))
-                    raise DataError(f"{name} {word}: expected one of {known}")
-        low, high = (about.get(end) for end in ("low", "high"))
-        for number in value if isinstance(value, (tuple, list)) else [value]:
-            if low is not None and not low <= number <= high:  # false for NaN too
-                raise DataError(f"{name} {shown}: expected {low:g} to {high:g}")
-
-
-def add_settings(parser, cls, *, shown=()):
-    """Add the fields of a settings dataclass that have a group as options; those not typed are absent from the result.
-
-    Args: parser: ArgumentParser; groups are made in it as needed. shown: {field: words that stand for its default}.
-    """
-    groups = {group.title: group for group in parser._action_groups}
-    for item in dataclasses.fields(cls):
-        about, default = item.metadata, item.default
-        if not about.get("group"):
-            continue
-        if about["group"] not in groups:
-            groups[about["group"]] = parser.add_argument_group(about["group"])
-        if isinstance(default, bool):
-            kind = {"action": argparse.BooleanOptionalAction}
-        elif isinstance(default, tuple):
-            kind = {"nargs": "+", "type": int, "metavar": "N"}
-        else:
-            kind = {"type": type(default), "metavar": {int: "N", float: "X", str: "NAME"}[type(default)]}
-        text = dict(shown).get(item.name, " ".join(map(str, default)) if isinstance(default, tuple) else default)
-        groups[about["group"]].add_argument(
-            f"--{item.name.replace('_', '-')}",
-            default=argparse.SUPPRESS,
-            help=f"{about['help']} (default: {text})",
-            **{**kind, **about["argparse"]},
-        )
-
-
-def given(args, cls):
-    """{field: value} of the fields of a settings dataclass that were typed."""
-    return {item.name: getattr(args, item.name) for item in dataclasses.fields(cls) if hasattr(args, item.name)}
-
-
-NETWORK, RECIPE, LENGTH = "the network", "how it learns", "how long it trains"  # headings of stage 2's --help
-LOSSES = ("crps", "mse", "l1", "vgg")
-TRANSFORMS = ("log", "minmax", "zscore", "decimal", "mean", "binarise", "mean_over_max")
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratorConfig:
-    """Everything that decides a generator's weights and output; plain values, stored in the checkpoint by asdict().
-
-    Empty tuples stand for a rule: `stage_channels` taper from `channels` towards HR, `stage_blocks` put two residual
-    blocks where a stage's pixels are at least a quarter of an LR cell, one where they are a twentieth, none beyond.
-    """
-
-    # fmt: off
-    scale: int = option(100, "HR pixels along an LR cell", low=2)
-    channels: int = option(24, "number of features at the LR grid", group=NETWORK, low=1)
-    blocks: int = option(4, "residual blocks at the LR grid", group=NETWORK, low=0)
-    stage_channels: tuple = option((), "features of each upsampling stage", low=1)
-    stage_blocks: tuple = option((), "residual blocks of each stage, one number for each prime factor of the scale",
-        group=NETWORK, low=0)
-    noise_channels: int = option(4, "random fields joined at each stage; 0: one field without randomness (SRResNet)",
-        group=NETWORK, low=0)
-    hr_noise: bool = option(False, "join random fields at the HR grid too: truer finest scales, slower steps",
-        group=NETWORK)
-    norm: str = option("none", "none, or batch for batch normalisation (it disturbs amounts)",
-        choices=("none", "batch"))
-    activation: str = option("leakyrelu", "of the layers at LR", choices=("prelu", "relu", "leakyrelu", "tanh"))
-    stage_activation: str = option("leakyrelu", "of the stages", choices=("prelu", "relu", "leakyrelu", "tanh"))
-    transform: str = option("log", f"scaling of rain before the network, one of {', '.join(TRANSFORMS)}",
-        group=NETWORK, choices=TRANSFORMS)
-    transform_parameters: dict = dataclasses.field(default_factory=lambda: {"c": 10.0})
-    output: str = option("exp", "what turns the network's output into rain", choices=("softplus", "exp"))
-    conserve: bool = option(True, "rescale each block of pixels to the rain of its LR cell (--target paired: off)",
-        group=NETWORK)
-    position_channels: int = option(0, "learned maps of one fixed region (terrain, coast); the model works only there",
-        group=NETWORK, low=0)
-    position_shape: tuple = ()
-    # fmt: on
-
-    def __post_init__(self):
-        check_settings(self)
-        stages = sum(1 for _ in prime_factors(self.scale))
-        for name in ("stage_channels", "stage_blocks"):
-            values = getattr(self, name)
-            if values and len(values) != stages:
-                words = f"--{name.replace('_', '-')} {' '.join(map(str, values))}"
-                raise DataError(f"{words}: scale {self.scale} has {stages} stages, expected one number for each")
-        if self.position_channels and len(self.position_shape) != 2:
-            raise DataError("position_channels need position_shape = (H, W), the HR shape of the fixed region")
-
-
-def prime_factors(scale):
-    """Prime factors of an integer scale, ascending: 100 -> [2, 2, 5, 5]. Raises ValueError below 2."""
-    if scale < 2:
-        raise ValueError(f"scale = {scale}: an integer of at least 2 is needed")
-    factors, rest, p = [], scale, 2
-    while rest > 1:
-        while rest % p == 0:
-            factors.append(p)
-            rest //= p
-        p += 1
-    return factors
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How a generator is trained; stands in the checkpoint as a dict. What has no group is set by a recipe alone."""
-
-    # fmt: off
-    recipe: str = option("crps", "crps (fair CRPS), srgan (as published) or srgan-notes (with batch normalisation)",
-        group=RECIPE, choices=("crps", "srgan", "srgan-notes"))
-    content_steps: int = option(1200, "steps of the content phase (generator alone); more for large archives",
-        group=LENGTH, low=0)
-    adversarial_steps: int = option(0, "steps of the adversarial phase (generator against discriminator)",
-        group=LENGTH, low=0)
-    epoch_steps: int = option(200, "steps between validations, each with a checkpoint", group=LENGTH, low=1)
-    valid_share: float = option(0.1, "share of the days (of few files: of their columns) held out for validation",
-        group=LENGTH, low=0, high=0.9)
-    valid_windows: int = option(24, "windows scored at each validation", group=LENGTH, low=1)
-    calibrate: int = option(0, "tries to fit the strength of the noise to the observed spectrum, after the last step",
-        group=LENGTH, low=0)
-    content: str = option("crps", "content loss: crps, mse, l1 or vgg; several joined by +",
-        group=RECIPE, choices=LOSSES, joined=True)
-    adversarial_content: str = option("", "content loss of the adversarial phase; empty: the same",
-        choices=("", *LOSSES), joined=True)
-    adversarial: str = option("relativistic", "adversarial loss", choices=("relativistic", "hinge", "bce"))
-    members: int = option(2, "members made of each sample", low=1)
-    batch: int = option(16, "samples in a step, over all processes", group=RECIPE, low=1)
-    window: tuple = option((4, 7), "smallest and largest side of what the network sees, in crops; 0: the whole region",
-        group=RECIPE)
-    crop: int = option(100, "side of what is made and compared, HR pixels (at least one LR cell); 0: the whole window",
-        group=RECIPE, low=0)
-    pools: tuple = option((1, 4, 16), "sides of the block means the CRPS is taken on, HR pixels", low=1)
-    learning_rate: float = option(2e-3, "learning rate of the generator", group=RECIPE, low=1e-12, high=10)
-    schedule: str = option("cosine", "cosine (to 0 in each phase) or half (a tenth from half time on)",
-        choices=("cosine", "half"))
-    optimizer: str = option("adamw", "optimiser of the generator", choices=("adamw", "adam"))
-    weight_decay: float = option(0.01, "weight decay of adamw", low=0)
-    restraint: float = option(1e-3, "weight of the mean square of the network's output", low=0)
-    clip_norm: float = option(1.0, "largest gradient norm; 0: gradients are clamped to -1..1", low=0)
-    ema: float = option(0.997, "decay of the averaged weights that stages 3 and 4 use", low=0, high=1)
-    beta: float = option(0.02, "weight of the adversarial loss", low=0)
-    penalty: float = option(1.0, "weight of the gradient penalty", low=0)
-    discriminator_channels: int = option(16, "number of features of the discriminator (SRGAN: 64)", low=1)
-    discriminator_rate: float = option(3e-4, "learning rate of the discriminator", low=1e-12, high=10)
-    amounts: float = option(1.5, "training amounts are scaled by up to this factor, either way", low=1, high=100)
-    initial: str = option("default", "initial weights: default, or normal for N(0, 0.02)",
-        choices=("default", "normal"))
-    seed: int = option(0, "seed of weights, windows and noise", group=RECIPE, low=0)
-    # fmt: on
-
-    def __post_init__(self):
-        if tuple(self.window) in ((), (0,)):
-            object.__setattr__(self, "window", ())
-        elif len(self.window) != 2 or not 1 <= self.window[0] <= self.window[1]:
-            raise DataError(f"--window {' '.join(map(str, self.window))}: expected a smallest and a largest side, or 0")
-        check_settings(self)
-
-
-# fmt: off
-_SRGAN = {  # Ledig et al. (2017)
-    "content": "mse", "adversarial_content": "vgg", "adversarial": "bce", "beta": 1e-3, "adversarial_steps": 4000,
-    "optimizer": "adam", "schedule": "half", "learning_rate": 1e-4, "discriminator_rate": 1e-4, "weight_decay": 0.0,
-    "restraint": 0.0, "clip_norm": 0.0, "discriminator_channels": 64, "amounts": 1.0, "crop": 200,
-}
-# fmt: on
-RECIPES = {  # name: (fields of TrainConfig, fields of GeneratorConfig)
-    "crps": ({}, {}),
-    "srgan": (_SRGAN, {"noise_channels": 0}),
-    "srgan-notes": (
-        {**_SRGAN, "adversarial_content": "mse+vgg", "initial": "normal", "epoch_steps": 100},
-        {"noise_channels": 0, "norm": "batch"},
-    ),
-}
 
 
 # ---------------------------------------------------------------- training helpers

@@ -25,6 +25,8 @@ from datasets import (
     parse_region,
 )
 from reader import Grid, inspect_files
+from settings import add_settings
+from settings import given as typed_fields
 from utils import DataError
 
 LAT, LON = nodes(22, 34, 1)[::-1], nodes(100, 114, 1)  # 13 x 15
@@ -177,8 +179,8 @@ def test_parse_region_refuses_in_words(words):
 
 def test_settings_are_options_and_what_is_not_typed_stays_with_the_split():
     parser = argparse.ArgumentParser()
-    utils.add_settings(parser, DataConfig, shown={"lr_step": "that of the list"})
-    typed = utils.given(parser.parse_args(["--region", "-85", "-80", "20", "55", "--hr-step", "0.1"]), DataConfig)
+    add_settings(parser, DataConfig, shown={"lr_step": "that of the list"})
+    typed = typed_fields(parser.parse_args(["--region", "-85", "-80", "20", "55", "--hr-step", "0.1"]), DataConfig)
     assert typed == {"region": ["-85", "-80", "20", "55"], "hr_step": 0.1}
     config = DataConfig.for_split("obj", **typed)
     assert config == DataConfig(region=(-85.0, -80.0, 20.0, 55.0), lr_step=0.4, hr_step=0.1)

@@ -11,11 +11,13 @@ from conftest import ROOT, stage
 FLOORS = {
     "utils": 0,
     "metadata": 1,
+    "settings": 1,
     "reader": 1,
     "threads": 1,
     "datasets": 2,
     "downloads": 2,
     "models": 2,
+    "critic": 3,
     "realism": 3,
     "verification": 3,
     "plots": 3,
@@ -25,6 +27,7 @@ FLOORS = {
 BESIDE = {
     ("verification", "realism"),
     ("training", "realism"),
+    ("training", "critic"),
     ("reader", "metadata"),
     ("training", "verification"),
     ("training", "plots"),

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 import models
 import utils
 from plots import save_figure
+from settings import RECIPES, GeneratorConfig, TrainConfig
 from utils import (
     AverageMeter,
     DataError,
@@ -383,19 +384,17 @@ def test_set_aside_keeps_names_and_never_overwrites(tmp_path, monkeypatch):
 )
 def test_settings_out_of_bounds_are_refused_in_words(settings, words):
     with pytest.raises(DataError, match=words):
-        utils.TrainConfig(**settings)
+        TrainConfig(**settings)
 
 
 def test_every_choice_of_the_settings_exists():
-    """The choices are named in utils.py, which knows no PyTorch; what they mean stands in models.py."""
-    choices = {
-        f.name: f.metadata.get("choices") for cls in (utils.GeneratorConfig, utils.TrainConfig) for f in fields(cls)
-    }
+    """The choices are named in settings.py, which knows no PyTorch; what they mean stands in models.py."""
+    choices = {f.name: f.metadata.get("choices") for cls in (GeneratorConfig, TrainConfig) for f in fields(cls)}
     assert set(choices["transform"]) == set(models.TRANSFORMS)
     assert set(choices["activation"]) == set(choices["stage_activation"]) == set(models.ACTIVATIONS)
     assert set(choices["output"]) == set(models.OUTPUTS)
     assert set(choices["content"]) == set(models.CONTENT_LOSSES)
     assert set(choices["adversarial"]) == set(models.ADVERSARIAL_LOSSES)
-    assert set(choices["recipe"]) == set(utils.RECIPES)
-    for train, network in utils.RECIPES.values():
-        utils.TrainConfig(**train), utils.GeneratorConfig(**network)
+    assert set(choices["recipe"]) == set(RECIPES)
+    for train, network in RECIPES.values():
+        TrainConfig(**train), GeneratorConfig(**network)
