@@ -52,7 +52,7 @@ STYLES = {
 # fmt: off
 __all__ = [
     "close_up", "levels_for", "plot_evaluation", "plot_forecasts", "plot_maps", "plot_members", "plot_qq",
-    "plot_scores", "plot_sites", "plot_windows", "save_figure", "wettest_window",
+    "plot_scores", "plot_sites", "save_figure", "wettest_window",
 ]
 # fmt: on
 
@@ -252,25 +252,6 @@ def plot_members(lr, hr, members, *, levels=None, target=None, caption="", archi
     place = (columns * (w + gap) + gap) / width, foot / height + 0.05, 14 / width, (h * rows + head) / height - 0.1
     _bar(figure, image, None, "rain, mm", cax=figure.add_axes(place))
     return _sign(figure, caption, archive)
-
-
-def plot_windows(lr, hr, members, *, levels=None, target=None):
-    """Draw input, truth and up to three members of one training window, in the colours of the maps.
-
-    Args: lr (h, w), hr (H, W), members (M, H, W): mm, tensors or arrays. levels: rungs of LADDER; None: those of
-        levels_for. target: with "interpolate" the title of the truth says that it is none.
-    """
-    lr, hr, members = map(_array, (lr, hr, members))
-    colours = _rain_colours(levels or levels_for(lr, hr, members))
-    truth = "no truth: input interpolated" if target == "interpolate" else "truth"
-    panels = {"input": lr, truth: hr} | {f"member {m + 1}": field for m, field in enumerate(members[:3])}
-    figure, axes = _figure(1, len(panels), (3, 3))
-    for ax, (title, field) in zip(axes.flat, panels.items(), strict=True):
-        image = ax.imshow(field, cmap=colours[0], norm=colours[1], interpolation="nearest")
-        ax.set(xticks=[], yticks=[])
-        ax.set_title(title, fontsize=10)
-    _bar(figure, image, axes, "rain, mm")
-    return figure
 
 
 def plot_qq(truth, members, *, caption="", archive=None, names=("truth", "downscaled")):

@@ -96,7 +96,7 @@ def test_maps_and_tensorboard_share_colours_whatever_the_day():
     wet = rain(0, 8, 8) * 10
     sr = field_of(np.stack([wet, wet[::-1]]), scale=2)
     maps = panels(plots.plot_maps(field_of(wet[::2, ::2]), sr, field_of(wet)))
-    windows = panels(plots.plot_windows(wet[::2, ::2], wet / 5, np.stack([wet, wet])))
+    windows = panels(plots.plot_members(wet[::2, ::2], wet / 5, np.stack([wet, wet])))
     images = [ax.images[0] for name, ax in [*maps.items(), *windows.items()] if "spread" not in name]
     assert len(images) == 9
     for amount in (0, 0.15, 0.7, 3):
@@ -166,7 +166,7 @@ def test_a_strip_is_drawn_as_the_window_of_its_wettest_cells():
 
 def test_pictures_of_interpolate_say_so():
     field = rain(0, 8, 8)
-    assert "no truth: input interpolated" in words(plots.plot_windows(field, field, field[None], target="interpolate"))
+    assert "no truth: input interpolated" in words(plots.plot_members(field, field, field[None], target="interpolate"))
     table = table_of(2)
     said = words(plots.plot_scores(table.curves(), target="interpolate"))
     assert "no truth" in said and "rank of the interpolated input" in said
@@ -300,7 +300,7 @@ def test_sites_qq_and_windows_are_drawn(tmp_path):
     plots.save_figure(figure, tmp_path / "sites.png")
     plots.save_figure(plots.plot_qq(rain(0, 9, 32, 32), rain(1, 2, 9, 32, 32), caption="windows"), tmp_path / "qq.png")
     pair = torch.from_numpy(rain(0, 4, 4)), torch.from_numpy(rain(1, 16, 16)), torch.from_numpy(rain(2, 2, 16, 16))
-    plots.save_figure(plots.plot_windows(*pair), tmp_path / "windows.png")
+    plots.save_figure(plots.plot_members(*pair), tmp_path / "windows.png")
     assert len(list(tmp_path.glob("*.png"))) == 3
     few = plots.plot_qq(rain(0, 3, 3), rain(1, 5, 3, 3), caption="cells", names=("analysed day", "downscaled"))
     np.testing.assert_allclose(
