@@ -127,8 +127,8 @@ class GeneratorConfig:
     channels: int = option(32, "number of features at the LR grid", group=NETWORK, low=1)
     blocks: int = option(4, "residual blocks at the LR grid", group=NETWORK, low=0)
     stage_channels: tuple = option((), "features of each upsampling stage", low=1)
-    stage_blocks: tuple = option((), "residual blocks of each stage, one number for each prime factor of the scale, the "
-        "largest first", group=NETWORK, low=0)
+    stage_blocks: tuple = option((), "residual blocks of each stage, one number for each prime factor of the scale, "
+        "the largest first", group=NETWORK, low=0)
     noise_channels: int = option(2, "random fields joined at each grid; 0: one field without randomness (SRResNet)",
         group=NETWORK, low=0)
     directed: bool = option(True, "lay the noise along lines, too, that follow a flow (models.DirectedNoise)")
