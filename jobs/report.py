@@ -1,12 +1,12 @@
 """What the scripts of jobs/ print and write beside the numbered stages: missing packages, and tables of scores.
 
-Reads   scores.csv of stages 3 and 4; for the ablation also each checkpoint beside its folder
+Reads   scores.csv of stages 3 and 4; for the ablation also the checkpoint beside each folder
 Writes  the tables of Data/SavedModels/README.md and the figures of both READMEs (`readme` alone; the others print)
 
     python jobs/report.py packages torch xarray
     python jobs/report.py quickstart Data/Sample/DataResults
     python jobs/report.py ablation scratch/ablation
-    python jobs/report.py readme scratch/results radar_x100 radar_x40
+    python jobs/report.py readme scratch/results daily_x100 daily_x40
 
 Runs with the standard library alone, since it is what says that a package is missing; `ablation` loads PyTorch.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 
 READMES = "README.md", "README.zh-CN.md"  # one line a case, its figures in the same columns
 DETAILS = "Data/SavedModels/README.md"  # a whole table a case, between marks
-SUMMARY = "crps", "lsd_db", "p999_ratio", "conservation_mm"  # columns of the READMEs' one table
+SUMMARY = "crps", "lsd_db", "p999_ratio"  # columns of the READMEs' one table; realism and block means follow
 METHODS = "bilinear", "RainFARM", "ensemble"  # in each of its cells, ours last
 COLUMNS = (
     "",
@@ -41,6 +41,7 @@ REALISM = {  # titles of further columns, where the scores have them, and what e
     "streaks": ("streaks_fine", "streaks_broad"),
     "directions": ("directions",),
 }
+MEANS = {"crps", "lsd_db", "p999_ratio", "spread_skill", *(key for keys in REALISM.values() for key in keys)}
 
 
 def main(argv=None):
@@ -72,11 +73,11 @@ def parse_args(argv):
     sub.add_argument(
         "folder", type=Path, help="the folder of ResultEval and ResultObj, such as Data/Sample/DataResults"
     )
-    sub = add("ablation", report_ablation, "print one Markdown row for each trained variant")
-    sub.add_argument("folder", type=Path, help="the folder of NAME.pth and NAME/scores.csv, such as scratch/ablation")
+    sub = add("ablation", report_ablation, "print one Markdown row for each variant, the mean over its seeds")
+    sub.add_argument("folder", type=Path, help="holds VARIANT-SEED.pth and VARIANT-SEED/scores.csv")
     sub = add("readme", report_readme, f"put scores into {DETAILS} and the two READMEs of the current folder")
     sub.add_argument("folder", type=Path, help="the folder of CASE/scores.csv, such as scratch/results")
-    sub.add_argument("cases", nargs="+", metavar="CASE", help="a table to replace, such as radar_x40")
+    sub.add_argument("cases", nargs="+", metavar="CASE", help="a table to replace, such as daily_x40")
     return parser.parse_args(argv)
 
 
@@ -100,13 +101,13 @@ def realism_of(rows):
     """The columns of REALISM, {title: figure of each row}, "fine/broad" for streaks; none where scores.csv has none."""
     if not all("judges" in row for row in rows):
         return {}
-    texts = {
-        title: [
-            ["" if float(row[key]) != float(row[key]) else f"{float(row[key]):.2f}" for key in keys] for row in rows
-        ]
-        for title, keys in REALISM.items()
-    }
-    return {title: ["/".join(filter(None, cell)) for cell in cells] for title, cells in texts.items()}
+    return {title: [realism_figure(row, keys) for row in rows] for title, keys in REALISM.items()}
+
+
+def realism_figure(row, keys):
+    """The scores `keys` of a row with "/" between them; empty where they are undefined, or were not asked for."""
+    values = [float(row.get(key, "nan")) for key in keys]
+    return "/".join(f"{value:.2f}" for value in values if value == value)
 
 
 # ---------------------------------------------------------------- packages, quickstart, ablation
@@ -136,18 +137,36 @@ def report_quickstart(args):
 def report_ablation(args):
     import torch
 
-    paths = sorted(args.folder.glob("*/scores.csv"))
-    more = realism_of([read_scores(path)["ensemble"] for path in paths])
-    titles = ["", "weights", "steps", "CRPS", "spectrum, dB", "P99.9", "spread/skill", "block means", *more]
+    runs = {}  # {variant: [(state of the checkpoint, row of our members) of each seed]}
+    for path in sorted(args.folder.glob("*-*/scores.csv")):
+        name, _, seed = path.parent.name.rpartition("-")
+        if seed.isdigit():
+            file, rows = path.parent.with_name(f"{path.parent.name}.pth"), read_scores(path)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            runs.setdefault(name, []).append((state, rows.get("ensemble") or rows["one member"]))
+    if not runs:
+        raise LookupError(f"{args.folder}: expected folders VARIANT-SEED with scores.csv, such as recipe-0; found none")
+    titles = ["", "weights", "seeds", "steps", "CRPS", "spectrum, dB", "P99.9", *REALISM, "spread/skill"]
     print("\n" + " | ".join(["|", *titles[1:]]) + " |")
     print("| --- " * len(titles) + "|")
-    for number, path in enumerate(paths):
-        state = torch.load(path.parent.with_suffix(".pth"), map_location="cpu", weights_only=True)
-        weights = sum(tensor.numel() for tensor in state["generator"].values()) / 1e6
-        row, name = read_scores(path)["ensemble"], path.parent.name
-        keys = "crps", "lsd_db", "p999_ratio", "spread_skill", "conservation_mm"
-        scores = " | ".join([*(f"{float(row[key]):.3g}" for key in keys), *(cells[number] for cells in more.values())])
-        print(f"| {name} | {weights:.2f} M | {state['step']} | {scores} |")
+    for name in sorted(runs, key=lambda name: (name != "recipe", name)):
+        print("| " + " | ".join([name, *ablation_line(*zip(*runs[name], strict=True))]) + " |")
+
+
+def ablation_line(states, rows):
+    """The cells of one variant: means over its seeds; of the CRPS also the least and the largest."""
+    mean = {key: sum(float(row[key]) for row in rows) / len(rows) for key in rows[0] if key in MEANS}
+    weights = sum(tensor.numel() for tensor in states[0]["generator"].values()) / 1e6
+    crps = [float(row["crps"]) for row in rows]
+    return [
+        f"{weights:.2f} M",
+        str(len(rows)),
+        f"{sum(state['step'] for state in states) / len(states):.0f}",
+        f"{mean['crps']:.3f}" + (f" [{min(crps):.3f}, {max(crps):.3f}]" if len(rows) > 1 else ""),
+        *(figure(mean, key) for key in ("lsd_db", "p999_ratio")),
+        *(realism_figure(mean, keys) for keys in REALISM.values()),
+        figure(mean, "spread_skill"),
+    ]
 
 
 # ---------------------------------------------------------------- READMEs
@@ -181,14 +200,24 @@ def with_summary(path, found):
         if len(at) != 1:
             raise ValueError(f"{path}: expected one line that begins with | `{case}` |, found {len(at)}")
         kept = lines[at[0]].split(" | ")[:2]
-        lines[at[0]] = " | ".join([*kept, *(summary_cell(rows, key) for key in SUMMARY)]) + " |"
+        lines[at[0]] = " | ".join([*kept, *summary_cells(rows)]) + " |"
     return "\n".join(lines)
 
 
-def summary_cell(rows, key):
-    """One score of bilinear, RainFARM and our ensemble, which is printed bold."""
-    figures = [figure(rows[name], key) for name in METHODS]
-    return ", ".join([*figures[:-1], f"**{figures[-1]}**"])
+def summary_cells(rows):
+    """The scores of SUMMARY, of REALISM, and block means: each of bilinear, RainFARM and our ensemble, ours bold."""
+    three = [rows[name] for name in METHODS]
+    found = [[figure(row, key) for row in three] for key in SUMMARY]
+    found += [[realism_figure(row, keys) for row in three] for keys in REALISM.values()]
+    return [beside(figures) for figures in (*found, [figure(row, "conservation_mm") for row in three])]
+
+
+def beside(figures):
+    """Three figures in one cell, the last one bold, "-" for an empty one; "-" alone where all are empty."""
+    if not any(figures):
+        return "-"
+    *others, ours = (text or "-" for text in figures)
+    return ", ".join([*others, f"**{ours}**"])
 
 
 def score_table(rows):

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, stage
 
-CASE = "radar_x40"
+CASE = "daily_x40"
 NAMES = "nearest", "bilinear", "RainFARM", "ensemble mean", "one member", "ensemble"
 KEYS = (
     *("rmse", "crps", "crps_low", "crps_high", "qq_rmse", "p99_ratio", "p999_ratio", "lsd_db"),
@@ -39,6 +39,14 @@ def made_scores():
     for row in rows[:2] + rows[3:5]:
         row["spread_skill"] = float("nan")  # of one field
     rows[2]["conservation_mm"], rows[5]["conservation_mm"] = 3e-9, 1.4e-6
+    return rows
+
+
+def with_realism(rows):
+    """The rows with columns of realism; judges looked at RainFARM and the ensemble alone."""
+    for row in rows:
+        row |= {"judges": float("nan"), "seams": 1.25, "streaks_fine": 0.911, "streaks_broad": 0.87, "directions": 0.5}
+    rows[2]["judges"], rows[-1]["judges"], rows[0]["streaks_broad"] = 0.999, 0.655, float("nan")
     return rows
 
 
@@ -71,15 +79,35 @@ def test_quickstart_prints_the_scores_of_days_and_forecasts(tmp_path):
     assert lines[-1] == "forecasts x40, skill: analysed day: mean 11.25 against 13.14 mm, Q-Q RMSE 4.2 mm"
 
 
-def test_ablation_prints_a_row_for_each_variant(tmp_path):
-    for name, weights in (("wide", 30_000), ("recipe", 10_000)):
-        torch.save({"generator": {"a": torch.zeros(weights)}, "step": 538}, tmp_path / f"{name}.pth")
+def test_ablation_prints_the_mean_of_each_variants_seeds(tmp_path):
+    for name, weights, step, more in (
+        ("no-flow-0", 30_000, 500, 0.0),
+        ("recipe-0", 10_000, 538, 0.0),
+        ("recipe-1", 10_000, 540, 0.02),
+    ):
+        torch.save({"generator": {"a": torch.zeros(weights)}, "step": step}, tmp_path / f"{name}.pth")
+        rows = with_realism(made_scores())
+        rows[-1]["crps"] += more
+        write_csv(tmp_path / name / "scores.csv", rows)
+    for name in ("lists", "other"):  # no seed in the name
         write_csv(tmp_path / name / "scores.csv", made_scores())
-    (tmp_path / "lists").mkdir()
     lines = report("ablation", tmp_path).stdout.splitlines()[1:]
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
-    assert lines[2] == "| recipe | 0.01 M | 538 | 5.02 | 5.08 | 5.07 | 5.15 | 1.4e-06 |"
-    assert lines[3].startswith("| wide | 0.03 M |")
+    titles = ["weights", "seeds", "steps", "CRPS", "spectrum, dB", "P99.9", "judges", "seams", "streaks", "directions"]
+    assert lines[0] == f"| {' | '.join(['', *titles, 'spread/skill'])} |".replace("|  |", "| |")
+    figures = "5.08 | 5.07 | 0.66 | 1.25 | 0.91/0.87 | 0.50 | 5.15 |"
+    assert lines[2] == f"| recipe | 0.01 M | 2 | 539 | 5.030 [5.020, 5.040] | {figures}"  # first, whatever its name
+    assert lines[3] == f"| no-flow | 0.03 M | 1 | 500 | 5.020 | {figures}"
+
+
+def test_an_ablation_without_scores_and_without_realism(tmp_path):
+    done = report("ablation", tmp_path)
+    assert done.returncode == 1 and "expected folders VARIANT-SEED with scores.csv" in done.stderr
+    rows = made_scores()[:-1]
+    rows[-1] = {**rows[-1], "name": "one member"}  # without noise no row is called "ensemble"
+    write_csv(tmp_path / "no-noise-0/scores.csv", rows)
+    torch.save({"generator": {"a": torch.zeros(9)}, "step": 1}, tmp_path / "no-noise-0.pth")
+    assert report("ablation", tmp_path).stdout.splitlines()[3].endswith("| 4.07 |  |  |  |  |  |")
 
 
 @pytest.fixture
@@ -88,8 +116,8 @@ def documents(tmp_path):
     (tmp_path / "Data/SavedModels").mkdir(parents=True)
     table = f"before\n<!-- scores {CASE} -->\n| old |\n<!-- end {CASE} -->\nafter\n"
     (tmp_path / "Data/SavedModels/README.md").write_text(table, encoding="utf-8")
-    for name, words in (("README.md", "radar"), ("README.zh-CN.md", "雷达")):
-        line = f"before\n| `{CASE}` | {words} | old | old | old | old |\nafter\n"
+    for name, words in (("README.md", "daily rain"), ("README.zh-CN.md", "日降水")):
+        line = f"before\n| `{CASE}` | {words} | old | old | old | old | old | old | old | old |\nafter\n"
         (tmp_path / name).write_text(line, encoding="utf-8")
     write_csv(tmp_path / "out" / CASE / "scores.csv", made_scores())
     return tmp_path
@@ -108,11 +136,11 @@ def test_results_go_between_the_marks_and_into_the_line_of_both_readmes(document
     )
     assert table[2] == first
     assert table[-1].startswith("| **ensemble** | 5.010 | 5.020 [") and table[-1].endswith(" | 5.15 | 1e-06 |")
-    for name, words in (("README.md", "radar"), ("README.zh-CN.md", "雷达")):
+    for name, words in (("README.md", "daily rain"), ("README.zh-CN.md", "日降水")):
         assert (documents / name).read_text(encoding="utf-8").splitlines() == [
             "before",
             f"| `{CASE}` | {words} | 1.020, 2.020, **5.020** | 1.08, 2.08, **5.08** | 1.07, 2.07, **5.07** "
-            "| 1.2, 3e-09, **1e-06** |",
+            "| - | - | - | - | 1.2, 3e-09, **1e-06** |",
             "after",
         ]
 
@@ -120,8 +148,8 @@ def test_results_go_between_the_marks_and_into_the_line_of_both_readmes(document
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("Data/SavedModels/README.md", "expected <!-- scores radar_x40 -->"),
-        ("README.md", "begins with | `radar_x40` |"),
+        ("Data/SavedModels/README.md", "expected <!-- scores daily_x40 -->"),
+        ("README.md", "begins with | `daily_x40` |"),
         ("README.zh-CN.md", "found 0"),
     ],
 )
@@ -134,20 +162,20 @@ def test_a_document_without_its_place_is_named_and_nothing_is_written(documents,
 
 
 def test_realism_follows_in_both_tables_where_it_was_scored(documents):
-    rows = made_scores()
-    for row in rows:
-        row |= {"judges": float("nan"), "seams": 1.25, "streaks_fine": 0.911, "streaks_broad": 0.87, "directions": 0.5}
-    rows[-1]["judges"], rows[0]["streaks_broad"] = 0.655, float("nan")
-    write_csv(documents / "out" / CASE / "scores.csv", rows)
+    write_csv(documents / "out" / CASE / "scores.csv", with_realism(made_scores()))
     assert report("readme", "out", CASE, cwd=documents).returncode == 0
     table = (documents / "Data/SavedModels/README.md").read_text(encoding="utf-8").splitlines()[2:-2]
     assert len({line.count("|") for line in table}) == 1
     assert table[0].endswith(" | block means | judges | seams | streaks | directions |")
     assert table[2].endswith(" |  | 1.25 | 0.91 | 0.50 |") and table[-1].endswith(" | 0.66 | 1.25 | 0.91/0.87 | 0.50 |")
-    torch.save({"generator": {"a": torch.zeros(9)}, "step": 1}, documents / "out" / f"{CASE}.pth")
-    lines = report("ablation", documents / "out").stdout.splitlines()[1:]
-    assert lines[0].endswith(" | block means | judges | seams | streaks | directions |")
-    assert lines[2].endswith(" | 0.66 | 1.25 | 0.91/0.87 | 0.50 |") and len({line.count("|") for line in lines}) == 1
+    for name in ("README.md", "README.zh-CN.md"):
+        line = (documents / name).read_text(encoding="utf-8").splitlines()[1]
+        assert line.split(" | ")[5:9] == [
+            "-, 1.00, **0.66**",
+            "1.25, 1.25, **1.25**",
+            "0.91/0.87, 0.91/0.87, **0.91/0.87**",
+            "0.50, 0.50, **0.50**",
+        ]
 
 
 def test_missing_scores_are_named():
@@ -156,20 +184,26 @@ def test_missing_scores_are_named():
     assert done.stderr.count("\n") == 1
 
 
-def test_the_line_of_a_case_holds_the_figures_of_its_table():
+def cell(figures):
+    """Three figures as a line of the READMEs shows them."""
+    *others, ours = (text or "-" for text in figures)
+    return ", ".join([*others, f"**{ours}**"]) if {*others, ours} != {"-"} else "-"
+
+
+@pytest.mark.parametrize("case", ["daily_x100", CASE, "china_x4"])
+def test_the_line_of_a_case_holds_the_figures_of_its_table(case):
+    """Columns that the table has not, as realism on small fields, are a dash."""
     details = (ROOT / "Data/SavedModels/README.md").read_text(encoding="utf-8")
-    for case in ("radar_x100", CASE, "china_x4"):
-        table = re.search(rf"<!-- scores {case} -->\n((?:.*\n)*?)<!-- end {case} -->", details)[1].splitlines()
-        rows = {cells[0].strip("|* "): cells for cells in (line.split(" | ") for line in table)}
-        columns = [
-            [rows[name][at].split(" [")[0].rstrip(" |") for name in ("bilinear", "RainFARM", "ensemble")]
-            for at in (2, 6, 5, 10)
-        ]
-        cells = [f"{bilinear}, {rainfarm}, **{ours}**" for bilinear, rainfarm, ours in columns]
-        for name in ("README.md", "README.zh-CN.md"):
-            lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-            line = next(line for line in lines if line.startswith(f"| `{case}` |"))
-            assert line.rstrip(" |").split(" | ")[2:] == cells, (name, case)
+    table = re.search(rf"<!-- scores {case} -->\n((?:.*\n)*?)<!-- end {case} -->", details)[1].splitlines()
+    head, _, *lines = [[words.strip() for words in line.strip("|").split("|")] for line in table]
+    rows = {cells[0].strip("*"): dict(zip(head, cells, strict=True)) for cells in lines}
+    titles = ("CRPS [95 %]", "spectrum, dB", "P99.9", "judges", "seams", "streaks", "directions", "block means")
+    three = [rows[name] for name in ("bilinear", "RainFARM", "ensemble")]
+    cells = [cell([row.get(title, "").split(" [")[0] for row in three]) for title in titles]
+    for name in ("README.md", "README.zh-CN.md"):
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        line = next(line for line in lines if line.startswith(f"| `{case}` |"))
+        assert line.removesuffix(" |").split(" | ")[2:] == cells, name
 
 
 # ---------------------------------------------------------------- shell
@@ -206,11 +240,57 @@ def test_the_first_new_enough_python_is_found(tmp_path):
     assert done.returncode == 1 and "no Python 3.10 or newer found (looked for nonsuch old two)" in done.stderr
 
 
+def run_script(name, *words, tmp_path, python="", **variables):
+    """Run a script of jobs/ in an environment whose pip does nothing, and whose python runs the shell lines given."""
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    for program, lines in (("python", python), ("pip", "")):
+        (tmp_path / "bin" / program).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / "bin" / program).chmod(0o755)
+    env = os.environ | {"VENV": str(tmp_path), "OUT": str(tmp_path / "out"), **variables}
+    return subprocess.run(["bash", f"jobs/{name}", *words], cwd=ROOT, env=env, capture_output=True, text=True)
+
+
 def test_the_quickstart_refuses_minutes_that_are_no_number(tmp_path):
-    for name in ("python", "pip"):  # an environment that does nothing
-        (tmp_path / "bin").mkdir(exist_ok=True)
-        (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
-        (tmp_path / "bin" / name).chmod(0o755)
-    env = os.environ | {"VENV": str(tmp_path), "MINUTES": "soon"}
-    done = subprocess.run(["bash", "jobs/quickstart.sh"], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = run_script("quickstart.sh", tmp_path=tmp_path, MINUTES="soon")
     assert done.returncode == 2 and "MINUTES=soon: expected a number" in done.stderr
+
+
+def test_the_ablation_trains_and_scores_each_variant_with_each_seed(tmp_path):
+    """Two at a time; one that fails is named, and the others are made and tabled."""
+    (tmp_path / "out").mkdir()
+    log = tmp_path / "log"
+    lines = f"""echo "$*" >>{log}\ncase "$*" in *no-noise-5.pth*) echo broken; exit 3 ;; esac"""
+    names = "recipe", "no-flow", "no-room", "no-noise"
+    done = run_script(
+        "ablation.sh", *names, tmp_path=tmp_path, python=lines, PARALLEL="2", SEEDS="4 5", VALID="held/out"
+    )
+    commands = [line for line in log.read_text().splitlines() if not line.startswith("-m pip")]
+    trained = {re.search(r"out/([\w-]+)\.pth", line)[1]: line for line in commands if "2train.py" in line}
+    assert set(trained) == {f"{name}-{seed}" for name in names for seed in (4, 5)}
+    assert trained["no-flow-5"].endswith("--set directed=false") and "--seed 5 " in trained["no-flow-5"]
+    assert "--max-minutes 6" in trained["recipe-4"] and trained["no-room-4"].endswith("--stage-blocks 0 0 0 0")
+    assert sum("3downscale_eval.py" in line for line in commands) == 7 and "--eval-folders held/out" in commands[0]
+    assert commands[-1] == f"jobs/report.py ablation {tmp_path}/out"
+    assert done.returncode == 1 and done.stderr.endswith(f"no-noise, seed 5: see {tmp_path}/out/no-noise-5.log\n")
+    assert (tmp_path / "out/no-noise-5.log").read_text() == "broken\n"
+
+
+@pytest.mark.parametrize(
+    "name, words, variables",
+    [
+        ("ablation.sh", "no-such", {}),
+        ("ablation.sh", "recipe", {"SEEDS": "a b"}),
+        ("results.sh", "radar_x40", {}),
+    ],
+)
+def test_scripts_refuse_what_they_do_not_know(tmp_path, name, words, variables):
+    done = run_script(name, words, tmp_path=tmp_path, **variables)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "expected" in done.stderr
+
+
+def test_every_change_of_the_ablation_is_an_option_of_stage_2():
+    text = (ROOT / "jobs/ablation.sh").read_text(encoding="utf-8")
+    changes = re.findall(r'^ +\[([\w-]+)\]="(.*)"$', text, re.M)
+    assert len(changes) == 10 and all(f"#   {name} " in text for name, _ in changes)
+    for _, words in changes:
+        stage(2)["parse_args"](words.split())
