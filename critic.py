@@ -70,10 +70,11 @@ def joined_gradient(state, content, detail, losses, share, coarse):
     ]
     norms = torch.stack([part.float().square().sum() for part in parts])
     state.group.mean([norms])
-    losses["gradient_c"], losses["gradient_g"] = norms.sqrt() / state.scaler.get_scale() / max(share, 1e-12)
+    sizes = norms.sqrt().nan_to_num(0.0, 0.0) / state.scaler.get_scale()  # 0: too large for fp16, a step left out
+    losses["gradient_c"], losses["gradient_g"] = sizes / max(share, 1e-12)
     if state.train.balanced:
         now = math.sqrt(float(norms[0] / norms[1].clamp(min=1e-24)))
-        if math.isfinite(now):
+        if math.isfinite(now) and math.isfinite(norms[1]):
             old = state.balance[coarse] or now
             state.balance[coarse] = 0.98 * old + 0.02 * min(now, 3 * old)
     return parts[0] + state.train.beta * (state.balance[coarse] if state.train.balanced else 1.0) * parts[1]

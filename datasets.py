@@ -948,4 +948,4 @@ def _turned(lr, hr, box, rng):
         lr, hr, (r0, r1) = lr[..., ::-1, :], hr[..., ::-1, :], (h - r1, h - r0)
     if rng.random() < 0.5:
         lr, hr, (r0, r1, c0, c1) = lr.swapaxes(-1, -2), hr.swapaxes(-1, -2), (c0, c1, r0, r1)
-    return np.ascontiguousarray(lr), np.ascontiguousarray(hr), (r0, r1, c0, c1)
+    return lr.copy(), hr.copy(), (r0, r1, c0, c1)  # ascontiguousarray leaves axes of length 1 with negative strides

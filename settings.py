@@ -180,9 +180,9 @@ class TrainConfig:
     recipe: str = option("crps-gan", "crps-gan (fair CRPS, then with a critic), crps (without a critic), srgan (as "
         "published), srgan-notes (with batch normalisation)",
         group=RECIPE, choices=("crps-gan", "crps", "srgan", "srgan-notes"))
-    content_steps: int = option(1800, "steps of the content phase (generator alone); more for large archives",
+    content_steps: int = option(1200, "steps of the content phase (generator alone); more for large archives",
         group=LENGTH, low=0)
-    adversarial_steps: int = option(1500, "steps of the adversarial phase (generator against critic); 0: none",
+    adversarial_steps: int = option(900, "steps of the adversarial phase (generator against critic); 0: none",
         group=LENGTH, low=0)
     epoch_steps: int = option(300, "steps between validations, each with a checkpoint", group=LENGTH, low=1)
     valid_share: float = option(0.1, "share of the days (of few files: of their columns) held out for validation",
@@ -211,10 +211,10 @@ class TrainConfig:
     clip_norm: float = option(1.0, "largest gradient norm; 0: gradients are clamped to -1..1", low=0)
     ema: float = option(0.997, "decay of the averaged weights that stages 3 and 4 use", low=0, high=1)
     critic: str = option("patches", "models.Discriminator, or that of SRGAN", choices=("patches", "srgan"))
-    beta: float = option(0.35, "norm of the critic's gradient at the generator's output over the content's", low=0)
+    beta: float = option(0.5, "norm of the critic's gradient at the generator's output over the content's", low=0)
     balanced: bool = option(True, "beta is such a ratio; False: the weight of the adversarial loss")
     penalty: float = option(0.1, "weight of the gradient penalty, mean square slope of a patch's logit", low=0)
-    discriminator_rate: float = option(4e-4, "learning rate of the discriminator", low=1e-12, high=10)
+    discriminator_rate: float = option(5e-4, "learning rate of the discriminator", low=1e-12, high=10)
     amounts: float = option(1.5, "training amounts are scaled by up to this factor, either way", low=1, high=100)
     initial: str = option("default", "initial weights: default, or normal for N(0, 0.02)",
         choices=("default", "normal"))

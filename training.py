@@ -202,7 +202,7 @@ def choose_settings(args, config, dataset):
 
     Raises: DataError: a setting has no such value.
     """
-    recipe, network = RECIPES.get(getattr(args, "recipe", "crps"), ({}, {}))
+    recipe, network = RECIPES.get(getattr(args, "recipe", TrainConfig.recipe), ({}, {}))
     train = TrainConfig(**{**recipe, **given(args, TrainConfig)})
     network = {"conserve": config.target != "paired", **network, **given(args, GeneratorConfig)}
     shape = GeneratorConfig(scale=config.scale, **{**network, "position_channels": 0})  # refused before work is done
@@ -324,7 +324,7 @@ class State:
         self.region_cells = None  # of a generator that is tied to one region
         self.opened = None  # the file it was resumed from
         if args.compile:  # not the trunk: the layout of its edges' gradients is not the compiler's (torch 2.14)
-            self.generator.net.stages = torch.compile(self.generator.net.stages)
+            self.generator.net.stages = torch.compile(self.generator.net.stages, dynamic=False)
 
     @property
     def steps(self):

@@ -29,8 +29,10 @@ from torch.utils.flop_counter import flop_registry
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import critic  # noqa: E402
 import datasets  # noqa: E402
 import reader  # noqa: E402
+import settings  # noqa: E402
 import training  # noqa: E402
 import utils  # noqa: E402
 
@@ -99,11 +101,11 @@ def bench_dataset(args, scratch):
 class Run:
     """A training of default settings at x100 on a field of random rain."""
 
-    def __init__(self, scratch, adversarial=0, **settings):
+    def __init__(self, scratch, adversarial=0, **changes):
         dataset, phases = rain_dataset(scratch), {"content_steps": 0 if adversarial else 10**6}
-        train = utils.TrainConfig(**phases, adversarial_steps=10**6, valid_share=0.0, **settings)
+        train = settings.TrainConfig(**phases, adversarial_steps=10**6, valid_share=0.0, **changes)
         args = SimpleNamespace(amp="auto", init=None, vgg_weights=None, compile=False)
-        self.state = training.State(dataset.config, train, utils.GeneratorConfig(), args, training.Group("cpu"))
+        self.state = training.State(dataset.config, train, settings.GeneratorConfig(), args, training.Group("cpu"))
         self.loader = training.WindowLoader(self.state, dataset)
 
     def steps(self, number):
@@ -166,7 +168,7 @@ def bench_step(args, scratch):
     rows, tables = [], []
     for words, adversarial in (("content", 0), ("adversarial", 1)):
         run = Run(scratch, adversarial)
-        each = training.PENALTY_EVERY  # steps: one of them has the penalty
+        each = 2 * critic.PENALTY_EVERY  # steps: half of them coarse, and two with the penalty
         steps = partial(run.steps, each)
         seconds = median_seconds(steps) / each
         flops, spent, table = convolution_rate(steps, args.profile)
@@ -195,7 +197,7 @@ def bench_step(args, scratch):
 
 def bench_country(args, scratch):
     """Whole China, 70-140E x 15-55N, one day, 7100 x 4100 pixels, into a file; and half of it."""
-    generator = ROOT / "Data" / "SavedModels" / "radar_x100.pth"
+    generator = ROOT / "Data" / "SavedModels" / "daily_x100.pth"
     code = (
         "import sys, time, resource, numpy as np; sys.path.insert(0, sys.argv[1]);"
         "import downscaling, models, utils;"

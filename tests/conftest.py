@@ -34,9 +34,10 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the real files 
 REGION = (106, 110, 26, 30)
 TINY = [
     *("--channels", 8, "--blocks", 1, "--noise-channels", 1, "--batch", 2, "--crop", 10, "--window", 4, 5),
-    *("--content-steps", 4, "--epoch-steps", 2, "--valid-windows", 2),
+    *("--content-steps", 4, "--adversarial-steps", 0, "--epoch-steps", 2, "--valid-windows", 2),
 ]
-TRAIN = ["--hr-step", 0.1, "--lr-step", 1, *TINY, "--adversarial-steps", 3]  # seven steps, in both phases
+# seven steps, in both phases; every other one at a coarser grid
+TRAIN = ["--hr-step", 0.05, "--lr-step", 1, *TINY, "--crop", 20, "--window", 3, 4, "--adversarial-steps", 3]
 NUMBERS = [
     "generator",
     "discriminator",
@@ -45,7 +46,8 @@ NUMBERS = [
     "best",
     "optimizer_g",
     "optimizer_d",
-    "guard",
+    "guards",
+    "balance",
     "rng",
     "step",
 ]  # of a checkpoint

@@ -35,10 +35,10 @@ from utils import DataError
 
 
 @pytest.mark.parametrize(
-    ("scale", "shape", "hr_noise"), [(4, (11, 7), False), (4, (11, 7), True), (40, (5, 4), False), (100, (3, 2), False)]
+    ("scale", "shape", "directed"), [(4, (11, 7), True), (4, (11, 7), False), (40, (5, 4), True), (100, (3, 2), True)]
 )
-def test_tiled_equals_untiled(scale, shape, hr_noise):
-    generator, lr = make(scale, hr_noise=hr_noise), lr_rain(*shape)
+def test_tiled_equals_untiled(scale, shape, directed):
+    generator, lr = make(scale, directed=directed), lr_rain(*shape)
     lr[0, 1] = np.nan
     kept = lr.copy()
     a, b = whole_field(generator, lr, tile=max(shape), members=2), whole_field(generator, lr, tile=2, members=2)
@@ -55,20 +55,24 @@ def test_missing_exactly_where_the_input_is():
     assert np.isnan(whole_field(make(), np.full((2, 2), np.nan, np.float32))).all()
 
 
+def keyed_noise(generator, key, box):
+    """Noise of every grid, the trunk's first."""
+    return _keyed_noise(generator.net, key, box, generator.net.entries, "cpu")
+
+
 def test_noise_belongs_to_the_cell_not_to_the_region():
     generator = make()
-    net = generator.net
-    a = _keyed_noise(net, "0|0|2023-08-01", (10, 14, -3, 2))
-    b = _keyed_noise(net, "0|0|2023-08-01", (11, 14, -3, 2))
-    for x, y, grid in zip(a, b, net.grids[:-1], strict=True):
+    a = keyed_noise(generator, "0|0|2023-08-01", (10, 14, -3, 2))
+    b = keyed_noise(generator, "0|0|2023-08-01", (11, 14, -3, 2))
+    for x, y, grid in zip(a, b, generator.net.grids, strict=True):
         assert torch.equal(x[:, :, grid:], y)
-    c = _keyed_noise(net, "0|0|2023-08-02", (11, 14, -3, 2))
-    assert not torch.equal(b[0], c[0])
-    assert [z.shape for z in b] == [z.shape for z in generator.draw_noise(1, 3, 5)]
+    c = keyed_noise(generator, "0|0|2023-08-02", (11, 14, -3, 2))
+    assert not any(torch.equal(x, y) for x, y in zip(b, c, strict=True))
+    assert [z.shape for z in b] == [z.shape for z in generator.draw_noise(1, (3, 5))]
 
 
 def test_noise_is_standard_normal():
-    values = torch.cat([z.flatten() for z in _keyed_noise(make(40).net, "k", (0, 9, 0, 9))])
+    values = torch.cat([z.flatten() for z in keyed_noise(make(40), "k", (0, 9, 0, 9))])
     assert abs(values.mean()) < 0.02
     assert abs(values.std() - 1) < 0.02
 
@@ -77,11 +81,11 @@ def test_another_process_makes_the_same_member():
     code = (
         "import torch, numpy as np, hashlib, models, downscaling; torch.manual_seed(0);"
         "g = models.Generator(models.GeneratorConfig(scale=4, channels=16, blocks=1, noise_channels=2));"
-        "z = downscaling._keyed_noise(g.net, '7|1|2023-08-01', (0, 3, 0, 3));"
+        "z = downscaling._keyed_noise(g.net, '7|1|2023-08-01', (0, 3, 0, 3), g.net.entries, 'cpu');"
         "print(hashlib.sha256(b''.join(x.numpy().tobytes() for x in z)).hexdigest())"
     )
     other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    mine = _keyed_noise(make().net, "7|1|2023-08-01", (0, 3, 0, 3))
+    mine = keyed_noise(make(), "7|1|2023-08-01", (0, 3, 0, 3))
     assert other.stdout.strip() == hashlib.sha256(b"".join(x.numpy().tobytes() for x in mine)).hexdigest()
 
 
@@ -293,7 +297,7 @@ def test_the_checkpoint_that_fits_is_found(home, tmp_path, monkeypatch, capsys):
 
 def test_a_generator_that_has_diverged_writes_nothing(home, tmp_path, monkeypatch):
     state = torch.load(home.x10, weights_only=True)
-    name = next(name for name in state["ema"]["weights"] if name.endswith("out.weight"))
+    name = next(name for name in state["ema"]["weights"] if name.startswith("net.outs."))
     state["ema"]["weights"][name][0] = float("nan")
     torch.save(state, tmp_path / "nan.pth")
     words = said(3, ["--checkpoint", tmp_path / "nan.pth", "--out", tmp_path / "out"], monkeypatch)
@@ -338,6 +342,15 @@ def test_a_checkpoint_that_is_not_whole_is_refused_in_words(home, tmp_path, monk
     torch.save(change(torch.load(home.x10, weights_only=True)), tmp_path / "odd.pth")
     words = said(3, ["--checkpoint", tmp_path / "odd.pth", "--out", tmp_path], monkeypatch)
     assert words.startswith("error: ") and "odd.pth" in words
+
+
+def test_a_checkpoint_of_the_earlier_format_is_refused_in_one_sentence(home, tmp_path, monkeypatch):
+    state = torch.load(home.x10, weights_only=True)
+    torch.save(state | {"format": 2}, tmp_path / "old.pth")
+    expected = "old.pth: checkpoint format 2, expected 3; train again with this version of 2train.py"
+    uses = [(3, "--out", tmp_path, "--checkpoint"), (2, "--resume", "--checkpoint"), (2, "--lr-step", 1, "--init")]
+    for number, *argv in uses:
+        assert said(number, [*argv, tmp_path / "old.pth"], monkeypatch) == f"error: {tmp_path}/{expected}", argv
 
 
 def test_find_checkpoint_skips_what_is_none_and_says_why(home, tmp_path):

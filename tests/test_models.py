@@ -1,8 +1,9 @@
-"""Laws of models.py: amounts, noise, tiles, losses, guards. Small random networks; no data files."""
+"""Laws of models.py: amounts, noise, tiles, losses, critics. Small random networks; no data files."""
 
 import hashlib
 import math
 from dataclasses import asdict
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -13,16 +14,17 @@ from conftest import lr_rain as rain
 from conftest import make, whole_field
 
 import models
-import utils
 from models import (
     ADVERSARIAL_LOSSES,
     TRANSFORMS,
     ConModel,
+    DirectedNoise,
     Discriminator,
     Generator,
     GeneratorConfig,
     ResModel,
     SRConModel,
+    SRGANDiscriminator,
     SRResModel,
     TruncatedVGG19,
     conserve_mass,
@@ -32,19 +34,25 @@ from models import (
     gradient_penalty,
     initialise_normal,
     load_generator,
+    structure_score,
 )
+from settings import prime_factors
 
 
 def as_batch(lr):
     return torch.from_numpy(lr)[None, None]
 
 
+def source(seed):
+    return torch.Generator().manual_seed(seed)
+
+
 # ---- layout ----
 
 
-@pytest.mark.parametrize(("scale", "factors"), [(100, [2, 2, 5, 5]), (40, [2, 2, 2, 5]), (4, [2, 2]), (7, [7])])
-def test_one_stage_for_each_prime_factor(scale, factors):
-    assert utils.prime_factors(scale) == factors
+@pytest.mark.parametrize(("scale", "factors"), [(100, [5, 5, 2, 2]), (40, [5, 2, 2, 2]), (4, [2, 2]), (7, [7])])
+def test_one_stage_for_each_prime_factor_the_largest_first(scale, factors):
+    assert prime_factors(scale) == factors[::-1]
     net = SRResModel(GeneratorConfig(scale=scale, channels=16, blocks=1, noise_channels=2))
     assert [stage.factor for stage in net.ups] == factors
 
@@ -58,7 +66,7 @@ def test_no_stage_holds_most_of_the_weights():
 def test_upsampling_stage_ends_in_relu_as_documented():
     stage = SRConModel(8, 8, 2)
     x = torch.randn(2, 8, 4 + 2 * stage.margin_in, 4 + 2 * stage.margin_in)
-    made = stage(x, None, torch.randn(2, 1, 10, 10))
+    made = stage(x, torch.randn(2, 1, 10, 10))
     assert made.min() == 0
     assert made.shape == (2, 8, 8, 8)
 
@@ -141,7 +149,7 @@ def test_gradients_are_finite(amount, output, conserve):
 def test_extreme_weights_do_not_overflow():
     generator = make(output="exp")
     with torch.no_grad():
-        generator.net.out.weight.mul_(1e6)
+        generator.net.outs[-1].weight.mul_(1e6)
     sr = generator(torch.full((1, 1, 2, 2), 700.0))
     assert torch.isfinite(sr).all()
     torch.testing.assert_close(F.avg_pool2d(sr, 4), torch.full((1, 1, 2, 2), 700.0), rtol=1e-4, atol=0)
@@ -164,9 +172,9 @@ def test_without_conservation_amounts_are_free():
 
 
 def test_autocast_keeps_amounts_in_float32():
-    lr = as_batch(rain(3, 3))
+    generator, lr = make(40), as_batch(rain(3, 3))
     with torch.autocast("cpu", torch.bfloat16):
-        sr = make(40)(lr)
+        sr = generator(lr)
     assert sr.dtype == torch.float32
     torch.testing.assert_close(F.avg_pool2d(sr, 40), lr, rtol=1e-5, atol=1e-5)
 
@@ -176,7 +184,7 @@ def test_autocast_keeps_amounts_in_float32():
 
 def test_one_seed_is_one_member():
     generator, lr = make(), as_batch(rain(3, 4))
-    draw = lambda seed: generator(lr, generator.draw_noise(1, 3, 4, torch.Generator().manual_seed(seed)))  # noqa: E731
+    draw = lambda seed: generator(lr, generator.draw_noise(1, (3, 4), None, source(seed)))  # noqa: E731
     assert torch.equal(draw(3), draw(3))
     assert not torch.equal(draw(3), draw(4))
 
@@ -188,28 +196,76 @@ def test_without_noise_channels_it_is_deterministic():
     assert np.array_equal(a[0], a[1])
 
 
-@pytest.mark.parametrize("hr_noise", [False, True])
-def test_noise_scaled_in_the_filters_is_noise_scaled(hr_noise):
-    generator, lr = make(hr_noise=hr_noise), as_batch(rain(3, 4))
-    noise, gains = generator.draw_noise(1, 3, 4), [0.5, 2.0, 3.0][: 2 + hr_noise]
-    stronger = generator(lr, [z * gain for z, gain in zip(noise, gains, strict=True)])
-    before = generator(lr, noise)
-    generator.scale_noise(gains)
-    torch.testing.assert_close(generator(lr, noise), stronger, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(before, stronger, rtol=1e-2)
+def test_noise_enters_at_every_grid():
+    """The noise of each grid alone changes the member, the trunk's too; block means stay."""
+    generator, lr = make(), as_batch(rain(3, 4))
+    noise = generator.draw_noise(1, (3, 4), None, source(0))
+    (m1, m2), reach = generator.net.margins, models.REACH - 1
+    sides = [(3, 4), (6 + 2 * (m1 + reach), 8 + 2 * (m1 + reach)), (12 + 2 * (m2 + reach), 16 + 2 * (m2 + reach))]
+    assert [tuple(z.shape) for z in noise] == [(1, 2, *side) for side in sides]
+    plain = generator(lr, noise)
+    for k in range(3):
+        other = generator(lr, [*noise[:k], torch.randn(noise[k].shape, generator=source(1)), *noise[k + 1 :]])
+        assert not torch.allclose(other, plain, rtol=1e-3)
+        torch.testing.assert_close(F.avg_pool2d(other, 4), lr, rtol=1e-5, atol=1e-5)
 
 
-def test_noise_at_hr_changes_pixels_of_its_own():
-    """With the same noise everywhere else, and still one mean a block."""
-    generator, lr = make(hr_noise=True), as_batch(rain(3, 4))
-    noise = generator.draw_noise(1, 3, 4)
-    assert len(noise) == 3 and noise[-1].shape[-2:] == (
-        3 * 4 + 2 * generator.net.margins[-1],
-        4 * 4 + 2 * generator.net.margins[-1],
-    )
-    a, b = generator(lr, noise), generator(lr, [*noise[:-1], torch.randn_like(noise[-1])])
-    assert not torch.equal(a, b)
-    torch.testing.assert_close(F.avg_pool2d(b, 4), lr, rtol=1e-5, atol=1e-6)
+def test_detail_can_be_stopped_at_a_coarser_grid():
+    """As coarse steps of a training do: rain of a quarter of HR's side, whose block means are the input."""
+    generator, lr, box = make(20), as_batch(rain(4, 5)), (1, 3, 0, 4)
+    assert generator.net.grids[generator.coarse] == 5
+    noise = generator.draw_noise(1, (4, 5), box, stages=generator.coarse)
+    made = generator.finish(lr, generator.detail(*generator.encode(lr, noise[0]), noise[1:], box), box)
+    assert made.shape == (1, 1, 10, 20)
+    torch.testing.assert_close(F.avg_pool2d(made, 5), lr[..., 1:3, 0:4], rtol=1e-5, atol=1e-5)
+
+
+def pointing(angle, concentration=6.0):
+    """Flow (2, 1, 1) along `angle`, from the direction of the columns towards that of the rows."""
+    return concentration * torch.tensor([math.cos(2 * angle), math.sin(2 * angle)]).view(2, 1, 1)
+
+
+def direction(field):
+    """(angle along which a field (..., h, w) varies least, coherence 0..1): of its structure tensor."""
+    y, x = torch.gradient(field, dim=(-2, -1))
+    xx, yy, xy = (x * x).mean(), (y * y).mean(), (x * y).mean()
+    return (0.5 * math.atan2(2 * xy, xx - yy) + math.pi / 2) % math.pi, float((xx - yy).hypot(2 * xy) / (xx + yy))
+
+
+def test_directed_noise_keeps_the_variance_of_noise():
+    lay = DirectedNoise()
+    noise = torch.randn(4, 2, 180, 180, generator=source(0))
+    for flow in (torch.zeros(2, 160, 160), pointing(0.7), 3 * torch.randn(2, 160, 160, generator=source(1))):
+        made = lay(noise, flow.expand(4, 2, 160, 160))
+        assert made.shape == (4, 2, 160, 160) and abs(made.mean()) < 0.05 and abs(made.var() - 1) < 0.05
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4, 1.1, 2.5])  # on and between the directions of the lines
+def test_directed_noise_lies_along_the_flow_of_each_pixel(angle):
+    lay = DirectedNoise()
+    across = (angle + math.pi / 2) % math.pi
+    flow = torch.cat([pointing(angle).expand(2, 120, 120), pointing(across).expand(2, 120, 120)], 2)[None]
+    flow.requires_grad_(True)
+    made = lay(torch.randn(1, 4, 140, 260, generator=source(0)), flow)
+    for half, expected in ((made[..., :115], angle), (made[..., 125:], across)):
+        found, coherence = direction(half.detach())
+        assert abs(math.sin(found - expected)) < 0.1 and coherence > 0.6
+    assert direction(lay(torch.randn(1, 4, 140, 140, generator=source(1)), torch.zeros(1, 2, 120, 120)))[1] < 0.1
+    made.square().mean().backward()
+    assert flow.grad.abs().min() > 0  # so directions are learned, at each pixel
+
+
+def test_features_choose_the_direction_of_streaks():
+    """Another flow from the same features and noise is another member."""
+    generator, lr = make(), as_batch(rain(3, 4))
+    noise = generator.draw_noise(1, (3, 4))
+    plain = generator(lr, noise)
+    with torch.no_grad():
+        generator.net.flow.bias.add_(5.0)
+    assert not torch.allclose(generator(lr, noise), plain, rtol=1e-2)
+    undirected = make(directed=False)
+    assert not any(isinstance(layer, torch.nn.Conv2d) for layer in undirected.net.strength)
+    torch.testing.assert_close(F.avg_pool2d(undirected(lr), 4), lr, rtol=1e-5, atol=1e-5)
 
 
 def test_a_crop_is_a_part_of_the_whole():
@@ -327,19 +383,100 @@ def test_adversarial_losses_oppose_each_other(name):
     assert won[1] > lost[1]
 
 
-def test_discriminator_layout_and_penalty():
-    critic = Discriminator(channels=8)
-    convolutions = [m for m in critic.modules() if isinstance(m, torch.nn.Conv2d)]
-    assert [c.stride[0] for c in convolutions] == [1, 2] * 4
-    assert convolutions[0].in_channels == 2  # the field and its LR
-    assert [c.out_channels for c in Discriminator().modules() if isinstance(c, torch.nn.Conv2d)][-1] == 512
-    lr, hr = torch.rand(2, 1, 4, 4), torch.rand(2, 1, 32, 32)
-    assert critic(lr, hr).shape == (2, 1)
-    assert not torch.equal(critic(lr, hr), critic(lr + 5, hr))
-    penalty = gradient_penalty(critic, lr, hr)
-    penalty.backward()
-    assert penalty > 0
-    assert all(torch.isfinite(p.grad).all() for p in critic.parameters() if p.grad is not None)
+def streaks(angles, seed, side=96):
+    """Streaky rain (N, 1, side, side) along these angles."""
+    noise = torch.randn(len(angles), 1, side + 20, side + 20, generator=source(seed))
+    flow = torch.stack([pointing(angle) for angle in angles.tolist()])
+    return DirectedNoise()(noise, flow.expand(-1, 2, side, side)).exp()
+
+
+def test_structure_score_is_least_for_members_drawn_as_the_truth_is():
+    """Each sample has a direction that is known to 0.3 rad; members that are smooth or lie otherwise score worse."""
+    known = math.pi * torch.rand(24, generator=source(0))
+
+    def drawn(seed):
+        return streaks(known + 0.3 * torch.randn(24, generator=source(100 + seed)), seed)
+
+    truth, fair, weight = drawn(1), torch.stack([drawn(2), drawn(3)]), torch.ones(24, 1, 1, 1)
+    one_direction = torch.stack([streaks(torch.zeros(24), seed) for seed in (4, 5)])
+    smooth = F.avg_pool2d(fair.flatten(0, 1), 3, 1, 1).unflatten(0, (2, 24))
+    score = lambda members: torch.stack(structure_score(members, truth, weight))  # noqa: E731
+    amplitude, turned = score(fair)
+    assert score(smooth)[0] > 2 * amplitude
+    assert score(one_direction)[1] > 2 * turned and score(fair.rot90(1, (-2, -1)))[1] > 2 * turned
+    assert (score(fair[:1].expand(2, -1, -1, -1, -1)) > 1.5 * score(fair)).all()  # without spread
+
+
+def test_structure_score_is_fair():
+    """The score of an ensemble is the mean of the scores of its pairs (Ferro 2014), so members gain by no number."""
+    truth, weight = streaks(torch.rand(3, generator=source(0)), 1, 48), torch.tensor([0.5, 1.0, 1.5]).view(3, 1, 1, 1)
+    members = torch.stack([streaks(torch.rand(3, generator=source(seed)), seed, 48) for seed in range(2, 7)])
+    pairs = [torch.stack(structure_score(members[list(pair)], truth, weight)) for pair in combinations(range(5), 2)]
+    torch.testing.assert_close(torch.stack(structure_score(members, truth, weight)), torch.stack(pairs).mean(0))
+
+
+def test_structure_score_of_the_truth_is_nothing_and_small_fields_have_none():
+    truth, weight = torch.rand(2, 1, 48, 48), torch.ones(2, 1, 1, 1)
+    assert max(structure_score(truth[None].expand(2, -1, -1, -1, -1), truth, weight)) < 2e-3
+    assert structure_score(truth[None, ..., :2, :2], truth[..., :2, :2], weight) == [0, 0]
+
+
+@pytest.mark.parametrize("kind", [Discriminator, SRGANDiscriminator])
+def test_a_critic_sees_the_field_beside_its_lr(kind):
+    critic = kind().eval()
+    lr, hr = torch.rand(2, 1, 2, 2), torch.rand(2, 1, 48, 48)
+    seen = critic.see(lr, hr)
+    assert seen.shape == (2, 2, 48, 48)
+    for other in (critic.see(lr + 5, hr), critic.see(lr, hr.flip(-1))):
+        assert not torch.allclose(critic(other), critic(seen))
+    assert torch.isfinite(critic(critic.see(0 * lr, 0 * hr))).all()
+
+
+def test_critics_have_the_layouts_that_are_documented():
+    """Patches: a map of logits, a network for each grid. SRGAN: eight convolutions, one logit a sample."""
+    patches, published = Discriminator(), SRGANDiscriminator()
+    assert patches(torch.rand(2, 2, 48, 80)).shape == (2, 1, 6, 10)
+    assert not torch.equal(patches(torch.ones(1, 2, 48, 48)), patches(torch.ones(1, 2, 48, 48), coarse=True))
+    convolutions = [m for m in published.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [c.stride[0] for c in convolutions] == [1, 2] * 4 and convolutions[-1].out_channels == 512
+    assert published.eval()(torch.rand(2, 2, 48, 48)).shape == (2, 1)
+
+
+def mean_penalty(critic, side, seed, draws):
+    """Mean gradient penalty at rain of side x side pixels."""
+    torch.manual_seed(seed)
+    total = 0.0
+    for _ in range(draws):
+        hr = 8 * torch.rand(2, 1, side, side) * (torch.rand(2, 1, side, side) > 0.3)
+        total += gradient_penalty(critic, critic.see(F.avg_pool2d(hr, 16), hr)).item()
+    return total / draws
+
+
+def test_the_gradient_penalty_does_not_depend_on_crop_and_number_of_patches():
+    torch.manual_seed(0)
+    critic = Discriminator()
+    small, large = mean_penalty(critic, 64, 1, 10), mean_penalty(critic, 160, 2, 4)
+    assert large / 1.5 < small < 1.5 * large  # 8 x 8 and 20 x 20 patches; borders of 0 are part of both
+
+    class Even(Discriminator):  # patches half over the next, whose slopes are all alike
+        _network = staticmethod(lambda channels: torch.nn.Conv2d(2, 1, 16, 8))
+
+    even = Even()
+    torch.nn.init.constant_(even.networks[0].weight, 0.1)
+    for side in (32, 96):  # 3 x 3 and 11 x 11 patches: the square of one slope, without their overlap
+        assert mean_penalty(even, side, 3, 40) == pytest.approx(16 * 16 * 0.1**2, rel=0.1)
+
+
+def test_the_gradient_penalty_grows_with_the_slope_and_teaches():
+    torch.manual_seed(0)
+    critic = Discriminator()
+    gentle = mean_penalty(critic, 48, 0, 1)
+    with torch.no_grad():
+        critic.networks[0][-1].weight.mul_(3.0)
+    assert mean_penalty(critic, 48, 0, 1) == pytest.approx(9 * gentle, rel=1e-3)
+    gradient_penalty(critic, torch.rand(1, 2, 48, 48)).backward()
+    slopes = [p.grad for name, p in critic.networks[0].named_parameters() if name.endswith("weight")]
+    assert all(torch.isfinite(slope).all() and slope.abs().sum() > 0 for slope in slopes)
 
 
 # ---- helpers ----
@@ -349,7 +486,7 @@ def test_initialise_normal():
     generator = make(channels=32)
     initialise_normal(generator)
     assert abs(generator.net.ups[0].up.weight.std() - 0.02) < 2e-3
-    assert generator.net.out.bias.abs().max() == 0
+    assert generator.net.outs[0].bias.abs().max() == 0
 
 
 def test_vgg_is_the_real_layout_frozen_and_verified(tmp_path):

@@ -81,7 +81,7 @@ def simplify(number):
     utils._sweep.cache_clear()
     SummaryWriter.add_figure = lambda *args: None
     verification.rainfarm = lambda *args, **kwargs: None
-    for name in ("plot_maps", "plot_scores", "plot_qq"):
+    for name in ("plot_maps", "plot_members", "plot_scores", "plot_qq"):
         setattr(plots, name, lambda *args, **kwargs: Figure(figsize=(1, 1)))
     if number == 2:
         parts = (training, "train_step", 1), (training.Validator, "validate", 2), (utils, "save_checkpoint", 3)

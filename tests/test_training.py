@@ -1,5 +1,6 @@
-"""Laws of training.py: resume, phases, settings, calibration, processes; stage 2 as its users run it."""
+"""Laws of training.py: resume, phases, recipes, settings, processes; stage 2 as its users run it."""
 
+import math
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import types
+from dataclasses import asdict
 from itertools import count
 
 import numpy as np
@@ -16,40 +18,106 @@ import torch
 from conftest import ROOT, TINY, TRAIN, nodes, outputs, rain, run, run3, said, same, stage, tensors, write_nc
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import datasets
 import models
 import training
 import utils
-from models import ADVERSARIAL_LOSSES, Discriminator
-from training import CollapseGuard, averaged_model
-from utils import DataError, TrainConfig
+from settings import TrainConfig
+from training import averaged_model
+from utils import DataError
+
+LOSSES = ("Loss_c", "Loss_d", "Loss_g", "critic_right", "gradient_c", "gradient_g")  # of an adversarial step
 
 
-def test_a_collapse_cannot_happen_silently(capsys):
-    """A critic shown two plainly different fields wins; the guard says so and lowers its step, again and again."""
-    torch.manual_seed(0)
-    critic = Discriminator(channels=8)
-    optimizer = torch.optim.Adam(critic.parameters(), 1e-2)
-    guard = CollapseGuard(optimizer, threshold=0.5, patience=5)
-    lr, real, fake = torch.ones(4, 1, 2, 2), torch.rand(4, 1, 16, 16) * 9, torch.zeros(4, 1, 16, 16)
-    for _ in range(60):
-        loss, _ = ADVERSARIAL_LOSSES["relativistic"](critic(lr, real), critic(lr, fake))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        guard.update(loss.item())
-    assert guard.trips >= 1
-    assert "discriminator has won" in capsys.readouterr().out
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 0.5**guard.trips)
+def begun(*words):
+    """(State, WindowLoader) of a new training with a small network and these options."""
+    small = "--hr-step 0.1 --lr-step 1 --channels 8 --blocks 1 --batch 2 --crop 10 --window 3 3 --device cpu --amp off"
+    args = stage(2)["parse_args"]([*small.split(), *map(str, words)])
+    ((config, path),) = stage(2)["plan_models"](args)
+    dataset = datasets.SRDataset(args.data_folder, "train", **asdict(config))
+    state = training.open_state(config, path, args, training.Group("cpu"), dataset)
+    return state, training.WindowLoader(state, dataset)
 
 
-def test_the_guard_lets_a_fair_game_be():
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
-    guard = CollapseGuard(optimizer, patience=3)
-    assert not any(guard.update(loss) for loss in [0.7, 0.01, 0.01, 0.7, 0.01, 0.01])
-    assert guard.update(0.01)
-    again = CollapseGuard(optimizer)
-    again.load_state_dict(guard.state_dict())
-    assert again.trips == 1
+def test_recipes_are_what_their_names_say(home):
+    plain, _ = begun()
+    assert plain.train.recipe == "crps-gan" and plain.train.adversarial_steps > 0 and plain.train.balanced
+    assert isinstance(plain.discriminator, models.Discriminator) and plain.train.members == 2
+    alone, _ = begun("--recipe", "crps")
+    assert alone.train.adversarial_steps == 0 and alone.steps == alone.train.content_steps == plain.train.content_steps
+    typed, _ = begun("--recipe", "crps", "--adversarial-steps", 5)  # what is typed counts
+    assert typed.train.adversarial_steps == 5
+
+
+@pytest.mark.parametrize("recipe", ["crps-gan", "srgan", "srgan-notes"])
+def test_every_recipe_with_a_critic_teaches_both_networks(home, recipe):
+    """The published ones without VGG's weights: unbalanced, and against the published discriminator."""
+    state, loader = begun("--recipe", recipe, *([] if recipe == "crps-gan" else ["--set", "adversarial_content=mse"]))
+    if recipe != "crps-gan":
+        assert isinstance(state.discriminator, models.SRGANDiscriminator)
+        assert not (state.train.balanced or state.train.penalty or state.train.coarse or state.shape.noise_channels)
+    first = {name: value.clone() for name, value in state.generator.state_dict().items()}
+    assert set(training.train_step(state, loader)) == {"Loss_c"}
+    assert any(not torch.equal(first[name], value) for name, value in state.generator.state_dict().items())
+    state.step = state.train.content_steps
+    first = [p.detach().clone() for net in (state.generator, state.discriminator) for p in net.parameters()]
+    assert set(training.train_step(state, loader)) == set(LOSSES)
+    changed = [
+        (p != old).any().item()
+        for p, old in zip([*state.generator.parameters(), *state.discriminator.parameters()], first, strict=True)
+    ]
+    count = len(list(state.generator.parameters()))
+    assert sum(changed[:count]) > count / 2 and any(changed[count:])
+
+
+def test_every_other_step_is_coarse_where_the_generator_has_such_a_grid(home):
+    state, loader = begun("--hr-step", 0.05, "--crop", 20)
+    state.step = state.train.content_steps + 1
+    assert set(training.train_step(state, loader)) == {f"{name}_coarse" for name in LOSSES}
+    assert state.balance[0] == 0 < state.balance[1]
+    assert set(training.train_step(state, loader)) == set(LOSSES) and state.balance[0] > 0
+    for words in (["--hr-step", 0.05, "--set", "coarse=false"], ["--hr-step", 0.1]):  # x10 has none
+        state, _ = begun(*words)
+        assert not any(map(state.coarse, range(4)))
+
+
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_a_step_whose_gradients_overflow_in_fp16_is_left_out(home, adversarial):
+    """The scaler then takes a smaller factor, until steps are made again."""
+    state, loader = begun("--set", "coarse=false")
+    state.amp, state.scaler = torch.float16, torch.amp.GradScaler("cpu", init_scale=2.0**32)
+    state.step = adversarial * state.train.content_steps
+    first = [p.detach().clone() for p in state.generator.parameters()]
+    training.train_step(state, loader)
+    assert all(torch.equal(p, old) for p, old in zip(state.generator.parameters(), first, strict=True))
+    assert state.scaler.get_scale() < 2.0**32
+    for _ in range(24):
+        training.train_step(state, loader)
+    assert all(torch.isfinite(p).all() for p in state.generator.parameters())
+    assert any(not torch.equal(p, old) for p, old in zip(state.generator.parameters(), first, strict=True))
+
+
+REAL = {"ratio": 0.6, "lsd_db": 0.0, "seams": 1.0, "streaks_fine": 1.0, "streaks_broad": 1.0}
+
+
+def test_merit_prefers_real_texture_at_equal_crps():
+    merit = training.merit
+    assert merit(REAL) == 0.6
+    for name, value in (("lsd_db", 2.0), ("seams", 3.0), ("seams", 1 / 3), ("streaks_fine", 0.5), ("streaks_broad", 2)):
+        assert merit(REAL) < merit(REAL | {name: value}) < merit(REAL | {"ratio": 0.7})
+    assert merit(REAL | {"seams": 3.0}) == pytest.approx(merit(REAL | {"seams": 1 / 3}))
+    unlike = {"seams": 6.0, "streaks_fine": 0.1, "streaks_broad": 6.0, "lsd_db": 8.0}
+    assert merit(REAL | unlike) > merit(REAL | {"ratio": 0.7})  # smooth or seamed members pay for a better CRPS
+    assert math.isfinite(merit(REAL | {"seams": float("nan"), "streaks_fine": 0.0}))
+
+
+def test_the_checkpoint_that_is_kept_has_the_least_merit():
+    state = types.SimpleNamespace(step=0, best=math.inf, best_weights=None, scores={})
+    state.averaged_weights = lambda: {"updates": state.step, "weights": {"w": torch.tensor(float(state.step))}}
+    for scores in (REAL | {"seams": 3.0}, REAL, REAL | {"ratio": 0.599, "lsd_db": 3.0}, {}):
+        state.step += 1
+        training.State.keep_best(state, scores)
+    assert state.best_weights == {"updates": 2, "weights": {"w": 2.0}} and state.scores == REAL and state.judged == 4
 
 
 def test_ema_follows_and_resumes():
@@ -228,72 +296,6 @@ def test_the_schedule_follows_the_pace_of_the_machine_and_ends_in_time(adversari
     assert bool(state.train.adversarial_steps) == bool(adversarial) and state.train.adversarial_steps < 0.5 * state.step
 
 
-def test_calibration_finds_the_strength_that_noise_has_lost(home, tmp_path, capsys):
-    """The noise of a generator was made a fifth as strong: only its noise changes, and its spectrum comes nearer."""
-    state = utils.load_checkpoint(home.coarsen)
-    weak = models.load_generator(state)
-    weak.net.out.weight.data.mul_(20)
-    weak.scale_noise([0.2] * len(weak.net.entries))
-    state["ema"]["weights"] = weak.state_dict()
-    utils.save_checkpoint(tmp_path / "weak.pth", state)
-    truth = ("--target", "coarsen", "--data-folder", "Data/JsonHr")
-    still = (
-        "--content-steps",
-        1,
-        "--adversarial-steps",
-        0,
-        "--learning-rate",
-        1e-12,
-        "--amp",
-        "off",
-    )
-    run(
-        2,
-        *TRAIN,
-        *truth,
-        *still,
-        "--init",
-        tmp_path / "weak.pth",
-        "--calibrate",
-        25,
-        "--checkpoint",
-        tmp_path / "c.pth",
-    )
-    words = capsys.readouterr().out
-    gains, before, after = re.search(
-        r"noise scaled by ([\d., ]+): .*?lsd_db ([\d.]+) .*lsd_db ([\d.]+)", words
-    ).groups()
-    gains = [float(gain) for gain in gains.split(",")]
-    assert float(after) < float(before) and max(gains) > 1.2
-    state = utils.load_checkpoint(tmp_path / "c.pth")
-    plain, made = state["averaged"]["weights"], state["ema"]["weights"]
-    changed = {name for name in plain if not torch.equal(plain[name], made[name])}
-    assert changed == {f"net.ups.{k}.up.weight" for k in range(len(gains))}
-    for k, gain in enumerate(gains):
-        old, new = (w[f"net.ups.{k}.up.weight"] for w in (plain, made))
-        torch.testing.assert_close(new[:, -1] / old[:, -1], torch.full_like(old[:, -1], gain), rtol=0, atol=0.006)
-        assert torch.equal(new[:, :-1], old[:, :-1])
-
-
-def test_a_signal_in_the_calibration_leaves_it_to_resume(home, tmp_path, monkeypatch):
-    argv = [*TRAIN, "--calibrate", 4, "--checkpoint"]
-    assert run(2, *argv, tmp_path / "whole.pth") == 0
-    with monkeypatch.context() as patch:
-        plain, tries = models.Generator.scale_noise, count()
-
-        def scale_noise(self, gains):
-            if next(tries) == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            plain(self, gains)
-
-        patch.setattr(models.Generator, "scale_noise", scale_noise)
-        assert run(2, *argv, tmp_path / "cut.pth") == 128 + signal.SIGTERM
-    assert not utils.load_checkpoint(tmp_path / "cut.pth")["calibrated"]
-    assert run(2, *argv, tmp_path / "cut.pth", "--resume") == 0
-    same(tmp_path / "cut.pth", tmp_path / "whole.pth")
-    assert utils.load_checkpoint(tmp_path / "cut.pth")["calibrated"]
-
-
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++), which is not here")
 def test_compiled_stages_learn_what_plain_ones_do(home, tmp_path):
     short = (
@@ -359,7 +361,7 @@ def test_two_processes_equal_one(home, tmp_path, unbroken):
     assert far <= total / 1000
     assert two["best"] == pytest.approx(one["best"], rel=1e-3)
     one, two = (loss_curves(tmp_path / "runs" / name) for name in ("one", "two"))
-    assert one.keys() == two.keys() >= {"Loss_c", "Loss_d", "Loss_g"}
+    assert one.keys() == two.keys() >= {f"Loss_{kind}{grid}" for kind in "cdg" for grid in ("", "_coarse")}
     for name, curve in one.items():
         np.testing.assert_allclose(two[name], curve, rtol=1e-4, err_msg=name)
 
@@ -514,12 +516,17 @@ def test_a_log_has_a_line_a_minute_one_line_of_settings_and_tensorboard_all(home
     monkeypatch.setattr(utils, "LOG_EVERY", 0)
     run(2, *TRAIN, "--checkpoint", tmp_path / "l.pth", "--runs", tmp_path / "runs")
     words = capsys.readouterr().out
-    assert re.search(r"x10: step 1 of 7, [\d.e-]+ s a step, [\d.]+ min left", words)
+    assert re.search(r"x20: step 1 of 7, [\d.e-]+ s a step, [\d.]+ min left", words)
     (line,) = [line for line in words.splitlines() if line.startswith("settings other than the defaults: ")]
     assert "batch=2" in line and "scale" not in line and "beta" not in line
     tags = EventAccumulator(str(tmp_path / "runs/l")).Reload().Tags()
-    assert "settings/text_summary" in tags["tensors"] and {"valid/maps", "valid/qq"} <= set(tags["images"])
-    assert {"Loss_c", "Loss_d", "Loss_g", "valid/crps", "learning_rate"} <= set(tags["scalars"])
+    assert "settings/text_summary" in tags["tensors"] and {"valid/members", "valid/qq"} <= set(tags["images"])
+    losses = [f"{name}{grid}" for name in LOSSES for grid in ("", "_coarse")]
+    names = {*losses, *(f"valid/{name}" for name in ("crps", "seams", "streaks_fine")), "learning_rate"}
+    assert names <= set(tags["scalars"])
+    lines = {step: next(line for line in words.splitlines() if line.startswith(f"step {step}/7 ")) for step in (4, 6)}
+    assert all(f"  {name} " in lines[6] for name in names)  # both phases, both grids
+    assert "Loss_c_coarse " in lines[4] and "Loss_d" not in lines[4] and "critic_right" not in lines[4]
 
 
 def typed(words, folder):
@@ -545,8 +552,8 @@ def test_resume_takes_the_data_folder_of_the_checkpoint(home, tmp_path, monkeypa
     path = tmp_path / "h.pth"
     with monkeypatch.context() as patch:
         interrupted(patch, 3, signal.SIGINT)
-        argv = [*TRAIN, "--target", "coarsen", "--region", "all", "--data-folder", "Data/JsonHr", "--checkpoint", path]
-        assert run(2, *argv, "--threads", 1) == 130
+        truth = ["--target", "coarsen", "--region", "all", "--hr-step", 0.1, "--data-folder", "Data/JsonHr"]
+        assert run(2, *TRAIN, *truth, "--checkpoint", path, "--threads", 1) == 130
     assert utils.load_checkpoint(path)["data_folder"] == "Data/JsonHr"
     done, argv = typed(capsys.readouterr().out, home.home)
     assert argv == ["--resume", "--checkpoint", str(path), "--threads", "1"] and done.returncode == 0, done.stderr
@@ -573,9 +580,9 @@ def test_a_new_run_says_what_it_discards_before_it_does(copied, capsys, unbroken
     assert re.search(r"of 20\d\d-\d\d-\d\d \d\d:\d\d", words) and f"--resume --checkpoint {path}" in words
 
 
-@pytest.mark.parametrize(("every", "window"), [(45, "--window 2 4"), (8, None)])
+@pytest.mark.parametrize(("every", "window"), [(38, "--window 2 2"), (25, "--window 1 1"), (8, None)])
 def test_windows_fit_between_gaps_and_nothing_is_moved_where_none_does(workdir, monkeypatch, capsys, every, window):
-    """Rain of 9 x 9 LR cells with missing rows and columns: 44 or 7 pixels between them, 10 pixels an LR cell."""
+    """Rain of 9 x 9 LR cells with missing rows and columns: 37, 24 or 7 pixels between them, 10 pixels an LR cell."""
     for day in (1, 2):
         values = rain((90, 90), day)
         values[::every], values[:, ::every] = np.nan, np.nan
@@ -587,6 +594,6 @@ def test_windows_fit_between_gaps_and_nothing_is_moved_where_none_does(workdir, 
     said_last = said(2, [*typed, "--valid-share", 0, "--checkpoint", "a.pth"], monkeypatch)
     if window:
         assert said_last in (None, 0) and window in capsys.readouterr().out
-        assert tuple(utils.load_checkpoint("a.pth")["train_config"]["window"]) == (2, 4)
+        assert tuple(utils.load_checkpoint("a.pth")["train_config"]["window"]) == tuple(map(int, window.split()[1:]))
     else:
         assert "without missing pixels" in said_last and (workdir / "a.pth").read_text() == "an earlier model"
