@@ -827,7 +827,7 @@ class Windows:
 
     Args: dataset: SRDataset. sides: (smallest, largest) side of a window in LR cells, rows and columns drawn each step;
         None: the whole region. crop: side of the crop in LR cells, 0 for the whole window. part: train or valid.
-        valid_share: share held out for validation. wet: prefer wet places as said above; False (calibration): every
+        valid_share: share held out for validation. wet: prefer wet places as said above; False: every
         place is as likely. turn: turn and flip at random; False for a fixed region (its north must stay north) and for
         validation. amounts: rain is scaled by a random factor of at most this, either way (1: never). seed: of draws.
     """

@@ -262,11 +262,6 @@ class Generator(nn.Module):
         if config.position_channels:
             self.position = nn.Parameter(0.1 * torch.randn(1, config.position_channels, *config.position_shape))
 
-    @property
-    def coarse(self):
-        """Number of stages up to the coarser grid of training, at most a third of HR; 0: none."""
-        return max(k for k, grid in enumerate(self.net.grids) if 3 * grid <= self.scale or not k)
-
     def draw_noise(self, n, cells, crop=None, generator=None, device=None, stages=None):
         """Standard normal noise for n members: one tensor for the trunk and one for each stage.
 

@@ -8,6 +8,8 @@ Reads and writes  nothing. torch is not loaded: --help answers at once.
 
 import argparse
 import dataclasses
+import itertools
+import operator
 
 from utils import MANY, DataError
 
@@ -146,6 +148,12 @@ class GeneratorConfig:
         group=NETWORK, low=0)
     position_shape: tuple = ()
     # fmt: on
+
+    @property
+    def coarse(self):
+        """Number of stages up to the coarser grid of training, at most a third of HR; 0: none."""
+        grids = list(itertools.accumulate([1, *prime_factors(self.scale)[::-1]], operator.mul))
+        return max(k for k, grid in enumerate(grids) if 3 * grid <= self.scale or not k)
 
     def __post_init__(self):
         check_settings(self)

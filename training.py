@@ -226,9 +226,9 @@ def fitting_window(train, config, dataset):
 
     Raises: DataError: not even a window of one crop has room.
     """
-    refusal = None
+    refusal, coarse = None, bool(train.coarse and GeneratorConfig(scale=config.scale).coarse)
     for window in dict.fromkeys((train.window, (2, 3), (2, 2), (1, 2), (1, 1))):
-        crop, sides = window_sides(replace(train, window=window), config, train.coarse)
+        crop, sides = window_sides(replace(train, window=window), config, coarse)
         widest = {"sides": sides and (sides[1],) * 2, "crop": crop, "valid_share": train.valid_share}
         try:
             for part in ("train", "valid") if train.valid_share else ("train",):
@@ -338,7 +338,7 @@ class State:
 
     def coarse(self, step):
         """True where this step is made at the generator's coarser grid: every other one."""
-        return bool(self.train.coarse and self.generator.coarse and step % 2)
+        return bool(self.train.coarse and self.shape.coarse and step % 2)
 
     def autocast(self):
         """The context in which the networks compute in reduced precision."""
@@ -603,7 +603,7 @@ def train_step(state, loader):
     set_learning_rate(state.opt_g, rate * train.learning_rate)
     lr, hr, weight, box, files = loader.get(state.step, state.group.device)
     coarse = state.coarse(state.step)
-    noise = step_noise(state, loader.first, lr, box, state.generator.coarse if coarse else None)
+    noise = step_noise(state, loader.first, lr, box, state.shape.coarse if coarse else None)
     state.opt_g.zero_grad(set_to_none=True), state.opt_d.zero_grad(set_to_none=True)
 
     # members of the generator against the truth
@@ -650,7 +650,7 @@ def content_loss(state, members, hr, weight):
     weighted = members * weight, hr * weight
     pools = state.train.pools
     if state.coarse(state.step):
-        finer = state.shape.scale // state.generator.net.grids[state.generator.coarse]
+        finer = state.shape.scale // state.generator.net.grids[state.shape.coarse]
         pools = tuple(dict.fromkeys(max(1, p // finer) for p in pools))
     loss = sum(models.content_loss(name, *weighted, pools=pools, vgg=state.vgg) for name in names.split("+"))
     if any(state.train.structure):

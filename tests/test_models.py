@@ -213,8 +213,8 @@ def test_noise_enters_at_every_grid():
 def test_detail_can_be_stopped_at_a_coarser_grid():
     """As coarse steps of a training do: rain of a quarter of HR's side, whose block means are the input."""
     generator, lr, box = make(20), as_batch(rain(4, 5)), (1, 3, 0, 4)
-    assert generator.net.grids[generator.coarse] == 5
-    noise = generator.draw_noise(1, (4, 5), box, stages=generator.coarse)
+    assert generator.net.grids[generator.config.coarse] == 5
+    noise = generator.draw_noise(1, (4, 5), box, stages=generator.config.coarse)
     made = generator.finish(lr, generator.detail(*generator.encode(lr, noise[0]), noise[1:], box), box)
     assert made.shape == (1, 1, 10, 20)
     torch.testing.assert_close(F.avg_pool2d(made, 5), lr[..., 1:3, 0:4], rtol=1e-5, atol=1e-5)
