@@ -188,9 +188,9 @@ class TrainConfig:
     recipe: str = option("crps-gan", "crps-gan (fair CRPS, then with a critic), crps (without a critic), srgan (as "
         "published), srgan-notes (with batch normalisation)",
         group=RECIPE, choices=("crps-gan", "crps", "srgan", "srgan-notes"))
-    content_steps: int = option(1200, "steps of the content phase (generator alone); more for large archives",
+    content_steps: int = option(800, "steps of the content phase (generator alone); more for large archives",
         group=LENGTH, low=0)
-    adversarial_steps: int = option(900, "steps of the adversarial phase (generator against critic); 0: none",
+    adversarial_steps: int = option(1200, "steps of the adversarial phase (generator against critic); 0: none",
         group=LENGTH, low=0)
     epoch_steps: int = option(300, "steps between validations, each with a checkpoint", group=LENGTH, low=1)
     valid_share: float = option(0.1, "share of the days (of few files: of their columns) held out for validation",
