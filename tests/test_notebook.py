@@ -137,17 +137,17 @@ def test_tensorboard_shows_the_same_while_training(tmp_path, monkeypatch):
     scalars = {call.args[0]: call.args[1] for call in board.add_scalar.call_args_list}
     assert scalars["valid/crps"] == 0.2 and scalars["valid/lsd_db"] == 1.5
     figures = {call.args[0]: call.args[1] for call in board.add_figure.call_args_list}
-    panels = {ax.get_title(): ax.images[0].get_array() for ax in figures["valid/maps"].axes if ax.get_title()}
+    panels = {ax.get_title(): ax.images[0].get_array() for ax in figures["valid/members"].axes if ax.get_title()}
     assert {name: (field.shape, field.max()) for name, field in panels.items()} == {
-        "input": ((2, 2), 1),
-        "truth": ((8, 8), 2),
+        "input (LR)": ((8, 8), 1),
+        "truth (HR)": ((8, 8), 2),
         **{f"member {m}": ((8, 8), 3) for m in (1, 2, 3)},
     }
     line = figures["valid/qq"].axes[0].lines[1]
     assert set(line.get_xdata()) == {2.0} and set(line.get_ydata()) == {3.0}
     state.interpolated = True
     report.report(state, {}, scores, shown, SimpleNamespace(elapsed=1.0))
-    maps = [call.args[1] for call in board.add_figure.call_args_list if call.args[0] == "valid/maps"][-1]
+    maps = [call.args[1] for call in board.add_figure.call_args_list if call.args[0] == "valid/members"][-1]
     assert "no truth: input interpolated" in {ax.get_title() for ax in maps.axes}
 
 
