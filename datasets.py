@@ -827,17 +827,15 @@ class Windows:
 
     Args: dataset: SRDataset. sides: (smallest, largest) side of a window in LR cells, rows and columns drawn each step;
         None: the whole region. crop: side of the crop in LR cells, 0 for the whole window. part: train or valid.
-        valid_share: share held out for validation. wet: prefer wet places as said above; False: every
-        place is as likely. turn: turn and flip at random; False for a fixed region (its north must stay north) and for
-        validation. amounts: rain is scaled by a random factor of at most this, either way (1: never). seed: of draws.
+        valid_share: share held out for validation. turn: turn and flip at random; False for a fixed region (its north
+        must stay north) and for validation. amounts: rain is scaled by a random factor of at most this, either way (1:
+        never). seed: of draws.
     """
 
     CANDIDATES, LONG_LIST = 48, 20
 
-    def __init__(
-        self, dataset, *, sides=None, crop=0, part="train", valid_share=0.1, wet=True, turn=True, amounts=1.0, seed=0
-    ):
-        self.dataset, self.sides, self.crop, self.part, self.wet = dataset, sides, crop, part, wet
+    def __init__(self, dataset, *, sides=None, crop=0, part="train", valid_share=0.1, turn=True, amounts=1.0, seed=0):
+        self.dataset, self.sides, self.crop, self.part = dataset, sides, crop, part
         self.turn, self.amounts, self.seed, self.scale = turn, amounts, seed, dataset.config.scale
         count = len(dataset)
         by_time = count >= self.LONG_LIST
@@ -880,7 +878,7 @@ class Windows:
                 lr, window = pair
                 factor = np.float32(self.amounts ** rng.uniform(-1, 1))
                 hr = window[top:bottom, left:right] * factor
-                weight = self._chance(0.5) / self._chance(hr.mean()) if self.wet else 1.0
+                weight = self._chance(0.5) / self._chance(hr.mean())
                 return lr * factor, hr, Path(self.dataset.files.paths[place[0]]).name, weight
         raise DataError(
             f"no window of {shape[0]} x {shape[1]} LR cells without missing pixels in the {self.dataset.split} list; "
@@ -892,7 +890,7 @@ class Windows:
 
         Args: shape: of the window, LR cells. crop: (top, bottom, left, right) of the crop in the window, pixels.
         """
-        files, rows, cols = self._places(rng, shape, self.CANDIDATES if self.wet else 1)
+        files, rows, cols = self._places(rng, shape, self.CANDIDATES)
         top, bottom, left, right = crop
         amounts = np.empty(len(files))
         for i in np.unique(files):
