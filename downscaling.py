@@ -312,9 +312,8 @@ def downscale(generator, lr, *, members=1, seed=0, day="2023-08-01", origin=(0, 
     filled = torch.from_numpy(fill_nearest(lr).astype(np.float32))[None, None].to(device)  # (1, 1, h, w)
     keys, whole = [f"{seed}|{m}|{day}" for m in range(members)], _shifted((0, h, 0, w), origin)
     with torch.no_grad():
-        trunks = [
-            generator.encode(filled, _keyed_noise(generator.net, key, whole, [(1, 0)], device)[0]) for key in keys
-        ]
+        first = generator.net.entries[:1]
+        trunks = [generator.encode(filled, *_keyed_noise(generator.net, key, whole, first, device)) for key in keys]
     for tile_box in _tiles(h, w, tile or max(1, int(math.sqrt(TILE_PIXELS)) // s)):
         r0, r1, c0, c1 = tile_box
         sr = _tile_members(generator, filled, trunks, keys, tile_box, origin, pace)

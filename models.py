@@ -444,8 +444,8 @@ class Discriminator(nn.Module):
 
     def see(self, lr, field):
         """What is judged, (N, 2, H, W), of lr (N, 1, h, w) and field (N, 1, H, W), real or made, mm."""
-        known = torch.log10(1 + 10 * F.interpolate(lr, size=field.shape[-2:], mode="nearest"))
-        return torch.cat([2 * (torch.log10(1 + 10 * field) - known), known - 1], 1)
+        known = log_rain(F.interpolate(lr, size=field.shape[-2:], mode="nearest"))
+        return torch.cat([2 * (log_rain(field) - known), known - 1], 1)
 
     def forward(self, seen, coarse=False):
         """Logits (N, 1, h, w), float32, of the patches of what `see` returned; coarse: by the other network."""
@@ -472,8 +472,7 @@ class SRGANDiscriminator(nn.Module):
 
     def see(self, lr, field):
         """What is judged, (N, 2, H, W): log rain of the field and of the LR values spread over their cells."""
-        both = torch.cat([field, F.interpolate(lr, size=field.shape[-2:], mode="nearest")], 1)
-        return torch.log10(1 + 10 * both)
+        return log_rain(torch.cat([field, F.interpolate(lr, size=field.shape[-2:], mode="nearest")], 1))
 
     def forward(self, seen, coarse=False):
         """Logits (N, 1), float32, of what `see` returned."""
@@ -514,11 +513,23 @@ class TruncatedVGG19(nn.Module):
 # ---------------------------------------------------------------- losses
 
 
+def log_rain(amounts):
+    """log10(1 + 10 mm): rain as the critics and the scores of texture see it."""
+    return torch.log10(1 + 10 * amounts)
+
+
+def fair_score(distance, members, target):
+    """Mean distance of M members from the target less half that over their M (M - 1) pairs: unbiased for any M >= 2
+    (Ferro 2014, doi 10.1002/qj.2270). One member: its distance."""
+    far = sum(distance(x, target) for x in members) / len(members)
+    pairs = [distance(members[a], members[b]) for a in range(len(members)) for b in range(a)]
+    return far - 0.5 * sum(pairs) / len(pairs) if pairs else far
+
+
 def fair_crps(members, target, pools=(1, 4, 16)):
     """Mean fair CRPS of an ensemble over pixels and over block means at several scales.
 
-    skill - spread / 2 with the spread taken over the M (M - 1) pairs of different members: unbiased for any M >= 2
-    (Ferro 2014, doi 10.1002/qj.2270). One member: the mean absolute error.
+    fair_score of the absolute difference. One member: the mean absolute error.
 
     Args: members (M, N, 1, H, W), target (N, 1, H, W), mm; pools: sides of the blocks in pixels, each block half over
         the next: those across LR cell edges teach most, since conservation settles the others (a remainder at the
@@ -531,10 +542,7 @@ def fair_crps(members, target, pools=(1, 4, 16)):
         block = partial(F.avg_pool2d, kernel_size=p, stride=max(1, p // 2))
         x = members if p == 1 else block(members.flatten(0, 1)).unflatten(0, members.shape[:2])
         y = target if p == 1 else block(target)
-        total = total + (x - y).abs().mean()
-        pairs = [(x[a] - x[b]).abs().mean() for a in range(len(x)) for b in range(a)]
-        if pairs:
-            total = total - 0.5 * sum(pairs) / len(pairs)
+        total = total + fair_score(lambda a, b: (a - b).abs().mean(), x, y)
     return total / len(pools)
 
 
@@ -556,7 +564,7 @@ def local_structure(field, lags=(1, 2, 4, 8), block=24):
     Returns: for each lag (N, 4, h, w): means of |log10(1 + 10 x)| differences to the east, south, south-east and
         north-east in squares of `block` pixels (or three lags), each half over the next.
     """
-    x, parts = torch.log10(1 + 10 * field.float()), []
+    x, parts = log_rain(field.float()), []
     for lag in lags:
         if min(x.shape[-2:]) < 3 * lag:
             break
@@ -589,13 +597,13 @@ def structure_score(members, target, weight):
         turned = torch.stack([jumps[:, 0] - jumps[:, 1], jumps[:, 2] - jumps[:, 3]], 1)
         return total.log(), 2 * turned / total
 
-    def fair(made, real):
-        far = sum(size(x - real) for x in made) / len(made)
-        pairs = [size(made[a] - made[b]) for a in range(len(made)) for b in range(a)]
-        return ((far - 0.5 * sum(pairs) / max(1, len(pairs))) * weight).mean()
+    def distance(one, two):
+        return (size(one - two) * weight).mean()
 
     lags = [[parts(jumps) for jumps in local_structure(field)] for field in (target, *members)]
-    scores = [[fair(made, real) for real, *made in zip(*lag, strict=True)] for lag in zip(*lags, strict=True)]
+    scores = [
+        [fair_score(distance, made, real) for real, *made in zip(*lag, strict=True)] for lag in zip(*lags, strict=True)
+    ]
     return [sum(kind) / len(kind) for kind in zip(*scores, strict=True)] or [target.new_zeros(())] * 2
 
 
@@ -760,8 +768,10 @@ def enlarge(x, grid, halo, margin):
     """Interpolate x bilinearly: (N, 1, h + 2 halo, ...) -> (N, 1, grid h + 2 margin, ...), float32.
 
     Two products with small matrices make only the pixels that are looked at: 6 to 30 times as fast as F.interpolate,
-    which makes those of the whole halo too (x100, crops of one cell).
+    which makes those of the whole halo too (x100, crops of one cell). At its own grid x is cut.
     """
+    if grid == 1:
+        return trim(x.float(), halo - margin)
 
     def weights(cells):  # (grid h + 2 margin, h + 2 halo)
         pixels = torch.arange(grid * (cells - 2 * halo) + 2 * margin, device=x.device)
@@ -814,7 +824,7 @@ def _exp(raw):
 def _vgg_loss(members, target, pools, vgg):
     if vgg is None:
         raise ValueError("content loss 'vgg' needs a TruncatedVGG19")
-    grey = [torch.log10(1 + 10 * x).clamp(max=4) / 4 for x in (members.flatten(0, 1), target)]  # 1000 mm is white
+    grey = [log_rain(x).clamp(max=4) / 4 for x in (members.flatten(0, 1), target)]  # 1000 mm is white
     made, real = vgg(grey[0]), vgg(grey[1])
     return F.mse_loss(made, real.repeat(len(members), 1, 1, 1))
 
