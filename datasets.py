@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import zlib
 from dataclasses import astuple, dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -23,14 +24,14 @@ from pathlib import Path
 import numpy as np
 
 import utils
-from reader import UNITS, Grid, canonical, grid_of, inspect_files, ratio, read_field, stamp
+from reader import UNITS, Grid, canonical, grid_of, inspect_files, ratio, read_field
 from settings import check_settings, option
-from utils import DataError
+from utils import DataError, stamp
 
 TARGETS = ("interpolate", "coarsen", "paired")
 SPLITS = ("train", "eval", "obj")
 LR_STEPS = {"train": 1.0, "eval": 1.0, "obj": 0.4}  # degrees; default cell size of the files of each list
-READER_VERSION = 3  # raise when the reader's result changes: old caches are then rebuilt
+READER_VERSION = 4  # raise when the reader's result changes: old caches are then rebuilt
 YOUR_DATA = "your data"  # heading of these settings in --help
 
 # fmt: off
@@ -418,21 +419,22 @@ class Archive:
 
     The name of the cache is a digest of what it was made from (path, size, modification time and units of each file),
     so a changed file makes a new cache. It is written under another name and renamed, so several processes may build it
-    at once.
+    at once. Each field carries a checksum, which is compared when it is first used: a damaged cache is made again.
 
-    Args: paths: list of files. units: {path: units} of PreInfo.json, or one for all. folder: where the cache is kept.
+    Args: paths: list of files. units: of _units_found, or one for all. folder: where the cache is kept.
         name: what its file name begins with.
     """
 
     def __init__(self, paths, units, folder, name):
-        self.paths = list(paths)
-        units = _units_for(self.paths, units)
-        key = json.dumps([READER_VERSION, [[p, *stamp(p), units[p]] for p in map(_existing, self.paths)]])
-        stem = Path(folder) / "cache" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        self.index, self.data = _load_cache(stem, len(self.paths)) or self._build(stem, units)
+        self.paths, self.checked = list(paths), set()
+        self.units = _units_for(self.paths, units)
+        key = json.dumps([READER_VERSION, [[p, *stamp(p), *self.units[p]] for p in map(_existing, self.paths)]])
+        self.stem = Path(folder) / "cache" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        self.index, self.data = _load_cache(self.stem, len(self.paths)) or self._build()
 
-    def _build(self, stem, units):
+    def _build(self):
         """Decode file by file into the cache, so that memory holds one field, however long the list is."""
+        stem = self.stem
         part = utils.part_of(stem.with_suffix(".f32"))
         try:
             stem.parent.mkdir(parents=True, exist_ok=True)
@@ -440,7 +442,7 @@ class Archive:
                 if old.stem != stem.name:
                     old.unlink(missing_ok=True)
             with part.open("wb") as file:
-                index = self._decode(units, f"decoding into {stem.parent}", file.write)
+                index = self._decode(f"decoding into {stem.parent}", file.write)
                 file.flush(), os.fsync(file.fileno())  # or a crash could leave zeros under the final name
             if quicker := _load_cache(stem, len(self.paths)):  # of another process; a third may be reading it
                 return quicker
@@ -448,7 +450,7 @@ class Archive:
         except OSError as error:
             utils.log(f"no cache kept in {stem.parent}: {error}; the files are decoded again next time")
             blocks = []
-            index = self._decode(units, "decoding into memory", blocks.append)
+            index = self._decode("decoding into memory", blocks.append)
             return index, np.frombuffer(b"".join(blocks), np.float32)
         finally:
             with contextlib.suppress(OSError):
@@ -456,18 +458,21 @@ class Archive:
         utils.write_json(stem.with_suffix(".json"), index)
         return _load_cache(stem, len(self.paths))
 
-    def _decode(self, units, words, write):
+    def _decode(self, words, write):
         """Decode every file, hand its bytes to `write`, and return the index.
 
-        Returns: for each file where its bytes begin, its grid, attributes and times; plain values.
+        Returns: for each file where its bytes begin, its grid, attributes and times, and a checksum; plain values.
         """
         index, offset = [], 0
         for path in utils.progress(self.paths, words):
-            tp = read_field(path, units[path])
+            units, typed = self.units[path]
+            tp = read_field(path, *((units,) if typed else (None, units)))
             times = {k: str(tp.coords[k].values) for k in ("time", "forecast_reference_time") if k in tp.coords}
             grid = [str(v) for v in astuple(grid_of(tp))]
+            block = np.ascontiguousarray(tp.values).tobytes()
             index.append({"offset": offset, "grid": grid, "attrs": tp.attrs, "times": times})
-            write(np.ascontiguousarray(tp.values).tobytes())
+            index[-1]["checksum"] = _checksum(index[-1], block)
+            write(block)
             offset += tp.size
         return index
 
@@ -482,7 +487,16 @@ class Archive:
     def values(self, i):
         """Values of file i, (H, W), float32, mm; a view of the cache."""
         grid, start = self.grids[i], self.index[i]["offset"]
-        return self.data[start : start + grid.rows * grid.cols].reshape(grid.shape)
+        values = self.data[start : start + grid.rows * grid.cols]
+        if i not in self.checked and _checksum(self.index[i], values) != self.index[i]["checksum"]:
+            utils.log(f"{self.stem}.f32: damaged, not what was written; it is made again")
+            for kind in (".json", ".f32"):
+                self.stem.with_suffix(kind).unlink(missing_ok=True)
+            self.index, self.data = self._build()
+            self.__dict__.pop("grids", None)
+            return self.values(i)
+        self.checked.add(i)
+        return values.reshape(grid.shape)
 
     def identity(self, i):
         """What identifies file i: its name, size, modification time and units, as text."""
@@ -493,11 +507,9 @@ class Archive:
         """File i as a canonical DataArray."""
         import xarray as xr
 
-        record, grid = self.index[i], self.grids[i]
+        values, record, grid = self.values(i), self.index[i], self.grids[i]
         times = {name: np.datetime64(value, "ns") for name, value in record["times"].items()}
-        return xr.DataArray(
-            self.values(i), {"lat": grid.lat, "lon": grid.lon, **times}, ("lat", "lon"), "tp", record["attrs"]
-        )
+        return xr.DataArray(values, {"lat": grid.lat, "lon": grid.lon, **times}, ("lat", "lon"), "tp", record["attrs"])
 
 
 def _existing(path):
@@ -510,30 +522,40 @@ def _existing(path):
     return path
 
 
+def _checksum(record, values):
+    """Of a field in the cache and of what the index says of it."""
+    about = json.dumps({key: value for key, value in record.items() if key != "checksum"}, sort_keys=True, default=str)
+    return zlib.crc32(values, zlib.crc32(about.encode()))
+
+
 def _load_cache(stem, count):
     """(index, memory map) of the cache at `stem`, or None where it does not hold `count` whole fields."""
     try:
         index = json.loads(stem.with_suffix(".json").read_text())
         data = np.memmap(stem.with_suffix(".f32"), np.float32, "r").view(np.ndarray)
-        whole = len(index) == count and sum(int(r["grid"][3]) * int(r["grid"][4]) for r in index) == data.size
+        cells = [int(r["grid"][3]) * int(r["grid"][4]) for r in index if r["checksum"]]
+        whole = len(cells) == count and sum(cells) == data.size
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
     return (index, data) if whole else None
 
 
 def _units_for(paths, known):
-    """{path: units} of all files: as stage 1 found them, or, where it did not see one, decided here from all of them.
+    """{path: (units, True where they were typed)} of all files: as stage 1 found them.
 
-    Args: known: {path: units} of stage 1, or one for all.
+    Where it did not see a file as it is now all are decided anew, together, but those whose units were typed.
+
+    Args: known: of _units_found, or units that were typed for all.
     """
     if isinstance(known, str):
-        return dict.fromkeys(paths, known)
+        return dict.fromkeys(paths, (known, True))
     if all(path in known for path in paths):
         return known
-    records, faults = inspect_files(paths)
+    typed = {path: known[path] for path in paths if known.get(path, ("", False))[1]}
+    records, faults = inspect_files([path for path in paths if path not in typed])
     if faults:
         raise DataError(faults[0])
-    return {record["path"]: record["units"] for record in records} | known
+    return typed | {record["path"]: (record["units"], False) for record in records}
 
 
 def open_list(data_folder, split, part="lr", units="auto"):
@@ -544,25 +566,26 @@ def open_list(data_folder, split, part="lr", units="auto"):
         return None
     paths = [Path(path).as_posix() for path in paths]
     if units == "auto":
-        units = _units_found(info.get("files", {}), f"{split}_hr" if part == "hr" else split)
+        units = _units_found(info.get("files", {}), f"{split}_hr" if part == "hr" else split, paths)
     return Archive(paths, units, data_folder, f"{split}_{part}")
 
 
-def _units_found(found, own):
-    """{path: units} that stage 1 found, without files that have changed since and whose attribute gave the units.
+def _units_found(found, own, paths):
+    """{path: (units, True where they were typed)} that stage 1 found in files that are as it saw them.
 
     A file may be in several lists, listed with other --units: the list `own` decides.
+
+    Raises: DataError: a file that has changed since its units were typed.
     """
-    records = [record for name in sorted(found, key=lambda name: name == own) for record in found[name]]
-    return {record["path"]: record["units"] for record in records if record["units"] and not _rewritten(record)}
-
-
-def _rewritten(record):
-    """True where a file whose attribute gave its units has changed since stage 1 saw it."""
-    path = record["path"]
-    if record.get("units_from") != "attribute" or not os.path.isfile(path):  # a lost file is named where it is opened
-        return False
-    return (record.get("size"), record.get("mtime_ns")) != stamp(path)
+    records = {r["path"]: r for name in sorted(found, key=lambda name: name == own) for r in found[name]}
+    records = [records[path] for path in paths if path in records]
+    for record in records:
+        if record["units"] is None and record.get("units_from") == "--units":
+            raise DataError(
+                f"{record['path']}: changed since stage 1 was told its units; run 1create_data_lists.py again, or say "
+                "them here with --units"
+            )
+    return {r["path"]: (r["units"], r.get("units_from") == "--units") for r in records if r["units"]}
 
 
 def read_lr(data_folder, split, config, region_cells=None):

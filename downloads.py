@@ -21,8 +21,8 @@ import numpy as np
 
 import utils
 from metadata import bounds_variable, dates, name_times, own_units, seconds_of, shown, text_of, time_roles, unit_factor
-from reader import MAKE_DAYS, MAX_CELLS, axes_of, canonical, choose, newest, opened, stamp
-from utils import DataError, log, when
+from reader import MAKE_DAYS, MAX_CELLS, axes_of, canonical, choose, newest, opened
+from utils import DataError, log, stamp, when
 
 EPOCH = np.datetime64("1970-01-01", "s")
 HOUR, DAY = np.timedelta64(3600, "s"), np.timedelta64(86400, "s")

@@ -42,7 +42,7 @@ from metadata import (
     time_roles,
     unit_factor,
 )
-from utils import DataError, when
+from utils import DataError, stamp, when
 
 RAIN_NAMES = ("tp", "pr", "prcp", "precip", "precipitation", "tp_sum")
 MORE_NAMES = ("precipitationcal", "tot_prec", "apcp", "apcp_surface", "rr", "pre", "prec", "ppt", "rain", "rainfall")
@@ -57,7 +57,7 @@ MAKE_DAYS = "python 1create_data_lists.py --make-days"  # the command that turns
 # fmt: off
 __all__ = [
     "MAKE_DAYS", "MAX_CELLS", "UNITS", "Grid", "axes_of", "canonical", "choose", "grid_of", "inspect_files", "newest",
-    "opened", "ratio", "read_field", "stamp", "to_mm",
+    "opened", "ratio", "read_field", "to_mm",
 ]
 # fmt: on
 
@@ -65,17 +65,18 @@ __all__ = [
 # ---------------------------------------------------------------- the one reader
 
 
-def read_field(path, units=None):
+def read_field(path, units=None, known=None):
     """Read the precipitation field of one input file, whatever its layout and units.
 
-    Args: path: NetCDF file. units: units of its values (one of UNITS); None: those of its attribute, or those decided
-        from the values where only one reading is possible.
+    Args: path: NetCDF file. units: units of its values (one of UNITS), whatever its attribute says; None: those of its
+        attribute, or those decided from the values where only one reading is possible. known: units that stage 1 found,
+        which its attribute must not contradict.
     Returns: DataArray `tp` (lat, lon), float32, mm per accumulation, lat descending, lon ascending in [-180, 180),
         NaN = missing; scalar coordinates `time` and, for forecasts, `forecast_reference_time`; attribute `source`.
     Raises: DataError: names the file, what was found, what was expected and what to do.
     """
     with opened(path) as dataset:
-        return canonical(_load(dataset, path), path, units, dataset)
+        return canonical(_load(dataset, path), path, units, dataset, known)
 
 
 def canonical(field, path=None, units=None, dataset=None, undecided=None):
@@ -83,7 +84,8 @@ def canonical(field, path=None, units=None, dataset=None, undecided=None):
 
     Args: field: precipitation in any layout. path: its name gives the date where there is no time coordinate.
         units: as in read_field. dataset: its variables hold the bounds of time and cells. undecided: units to take
-        where neither `units` nor an attribute gives them; None: decide them from the values.
+        where neither `units` nor an attribute gives them (known of read_field, or AS_STORED); None: decide them from
+        the values.
     Raises: DataError: as read_field.
     """
     import xarray as xr
@@ -95,6 +97,11 @@ def canonical(field, path=None, units=None, dataset=None, undecided=None):
         bounds = time_bounds(field, dataset)
         time, reference = _field_times(field, path, bounds)
         own = own_units(field, overridden=units)
+        if own and not units and undecided not in (None, AS_STORED, own):
+            raise DataError(
+                f"its attribute says units {shown(own)}, PreInfo.json says {shown(undecided)}; expected one: run "
+                "1create_data_lists.py again"
+            )
         units = units or own or undecided or decide_units([_summary(values)])
         if units != AS_STORED and not unit_factor(units):
             raise DataError(f"units {shown(units)!r} (of PreInfo.json?): expected one of {', '.join(UNITS)}")
@@ -730,12 +737,6 @@ def _inspect(path, units):
         "period_from": tp.attrs.get("period_from", ""),
         "summary": _summary(tp.values),
     }
-
-
-def stamp(path):
-    """(size, modification time in ns) of a file, by which a later change is noticed."""
-    stat = os.stat(path)
-    return stat.st_size, stat.st_mtime_ns
 
 
 # ---------------------------------------------------------------- grids

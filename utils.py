@@ -38,7 +38,7 @@ __all__ = [
     "choose_outputs", "clip_gradient", "create_data_lists", "default_checkpoint", "digest", "digest_of",
     "field_times", "load_checkpoint", "log", "netcdf_files", "open_checkpoint", "part_of", "positive",
     "previous_checkpoint", "progress",
-    "read_info", "read_list", "read_output", "reading", "run_stage", "save_checkpoint", "set_aside", "when",
+    "read_info", "read_list", "read_output", "reading", "run_stage", "save_checkpoint", "set_aside", "stamp", "when",
     "whole_file", "whole_number", "write_field", "write_json", "write_lists", "writing",
 ]
 # fmt: on
@@ -242,7 +242,7 @@ def write_lists(output_folder, records, folders, left_out=()):
     """
     info = {"files": {}, "folders": {}}
     try:
-        info |= read_info(output_folder)
+        info |= _stored_info(output_folder)
     except DataError as error:
         log(f"{error} (what it said of other lists is lost)")
     info["left_out"], lists = list(left_out), {}
@@ -317,7 +317,9 @@ def inspect_headers(paths):
         try:
             with netCDF4.Dataset(path) as file:
                 rows, cols = sorted((len(d) for d in file.dimensions.values()), reverse=True)[1::-1]
-            records.append({"path": path, "rows": rows, "cols": cols, "time": "", "units": None})
+            size, mtime_ns = stamp(path)
+            record = {"path": path, "size": size, "mtime_ns": mtime_ns, "rows": rows, "cols": cols}
+            records.append({**record, "time": "", "units": None})
         except (OSError, ValueError) as error:
             faults.append(f"{path}: cannot be read as a NetCDF grid ({error})")
     return records, faults
@@ -380,7 +382,40 @@ def read_list(data_folder, split):
 
 
 def read_info(data_folder):
-    """PreInfo.json as stage 1 wrote it; empty where there is none (hand-made lists)."""
+    """What PreInfo.json says of files that are as stage 1 saw them; empty where there is none (hand-made lists).
+
+    No conclusion outlives its file: of one of another size or time only `path` and `units_from` are left, `units` is
+    None, and it is said once.
+    """
+    info, changed = _stored_info(data_folder), []
+    for records in info.get("files", {}).values():
+        for k, record in enumerate(records):
+            path = record["path"]
+            if os.path.isfile(path) and (record.get("size"), record.get("mtime_ns")) != stamp(path):
+                changed.append(path)
+                records[k] = {"path": path, "units": None, "units_from": record.get("units_from")}
+    if changed:
+        more = f" and {len(changed) - 1} more" if changed[1:] else ""
+        _say_once(
+            f"{Path(data_folder) / INFO}: {changed[0]}{more} changed since stage 1; what it found in them is decided "
+            "anew (1create_data_lists.py writes it down again)"
+        )
+    return info
+
+
+def stamp(path):
+    """(size, modification time in ns) of a file, by which a later change is noticed."""
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns
+
+
+@functools.cache
+def _say_once(words):
+    log(words)
+
+
+def _stored_info(data_folder):
+    """PreInfo.json as stage 1 wrote it."""
     path = Path(data_folder) / INFO
     try:
         info = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
