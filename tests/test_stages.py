@@ -382,7 +382,8 @@ def test_odd_lists_are_handled_in_words(home, tmp_path, monkeypatch):
     (tmp_path / "PreEval.json").write_bytes(b"\xff\xfe\x00")
     assert "not JSON" in said(5, ["--split", "eval", "--data-folder", tmp_path], monkeypatch)
     (tmp_path / "PreEval.json").write_text(json.dumps([str(home.home / good[0])]))  # absolute: fine
-    record = {"path": str(home.home / good[0]), "units": "inch", "step": 1}
+    size, mtime_ns = utils.stamp(home.home / good[0])
+    record = {"path": str(home.home / good[0]), "units": "inch", "step": 1, "size": size, "mtime_ns": mtime_ns}
     for content in (
         [],
         {"files": []},
