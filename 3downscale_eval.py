@@ -25,7 +25,7 @@ def parse_args(argv=None):
         type=int,
         metavar="CELLS",
         help="score wet windows of this side in LR cells, 0 for whole fields "
-        "(default: whole fields; where truth has gaps windows of 4 cells from x100 on, of 8 below)",
+        "(default: whole fields; where truth or input has gaps 4 cells from x100 on, 8 from x20 on, else 16, or less)",
     )
     return parser.parse_args(argv)
 
@@ -50,7 +50,7 @@ def score(args, config, paths):
     table = verification.score_outputs(paths, pairs, config.scale, side=args.score_window, realism=realism)
     rows = table.rows()
     if not rows:
-        log("no scores: every window of the truth has missing pixels; smaller ones may not, as --score-window 2")
+        log("no scores: every window of truth and input has missing pixels; smaller ones may not, as --score-window 2")
         return pairs, None, truth
     verification.write_scores(Path(args.out) / "scores.csv", rows)
     log(verification.format_table(rows, target=truth))

@@ -88,14 +88,12 @@ def score_outputs(paths, pairs, scale, *, side=None, realism=None):
     is a short accumulation.
 
     Args: paths: NN_pre_sr.nc in list order. pairs: sequence of (lr, hr) DataArrays (SRDataset with dataarray=True).
-        side: score the wet windows of this side, in LR cells; 0: whole fields; None: whole fields, but where the truth
-            has missing pixels windows of 4 cells from x100 on and of 8 below (as in the published radar scores).
+        side: of the wet windows that are scored, in LR cells; 0: whole fields; None: as fitting_side.
         realism: a realism.Realism for its columns, of whole fields; not where the truth is an interpolation.
     Returns: a ScoreTable.
     Raises: DataError: an output is on another grid than its truth, or of another day.
     """
-    if side is None:
-        side = (4 if scale >= 100 else 8) * bool(pairs[0][1].isnull().any())
+    side = fitting_side(pairs, len(paths), scale) if side is None else side
     dates = [str(field_times(pairs[index][1]).get("time", index))[:10] for index in range(len(paths))]
     several = len(set(dates)) > 1
     days = dates if several else list(range(len(paths)))
@@ -114,6 +112,20 @@ def score_outputs(paths, pairs, scale, *, side=None, realism=None):
         add = functools.partial(table.add_windows, side=side) if side else table.add
         add(sr.values, hr.values, lr.values, day=days[index], block=index)
     return table
+
+
+def fitting_side(pairs, count, scale):
+    """The side of the windows to score, in LR cells; 0, whole fields, where neither truth nor input has gaps.
+
+    4 cells from x100 on, 8 from x20 on (as in the published radar scores), 16 below, so that a window holds a spectrum;
+    half or a quarter of that where gaps leave no room for it.
+    """
+    usual = (4 if scale >= 100 else 8 if scale >= 20 else 16) * any(bool(field.isnull().any()) for field in pairs[0])
+    for side in (usual, usual // 2, usual // 4) if usual else ():
+        days = ([field.values for field in pairs[k]] for k in range(count))
+        if any(next(_windows(*day, scale, side), None) for day in days):
+            return side
+    return usual
 
 
 def short_accumulation(field):
@@ -162,8 +174,8 @@ def wet_windows(hr, side):
 
 
 def _windows(lr, hr, scale, side):
-    """(lr, hr, slices of hr) of the wet windows, `side` LR cells wide, among the whole LR cells."""
-    for r, c in wet_windows(hr[: len(lr) * scale, : lr.shape[1] * scale], side * scale):
+    """(lr, hr, slices of hr) of the wet windows, `side` LR cells wide, without gaps in either."""
+    for r, c in wet_windows(_under(lr, hr[: len(lr) * scale, : lr.shape[1] * scale], scale), side * scale):
         yield lr[r.start // scale : r.stop // scale, c.start // scale : c.stop // scale], hr[r, c], (r, c)
 
 
@@ -387,6 +399,11 @@ def upsample(lr, scale, method):
 
 def _spread(cells, scale):
     return cells.repeat(scale, 0).repeat(scale, 1)
+
+
+def _under(lr, hr, scale):
+    """Truth (H, W) without the pixels whose LR cell is missing: no output has them."""
+    return hr if np.isfinite(lr).all() else np.where(_spread(np.isfinite(lr), scale), hr, np.nan)
 
 
 def rainfarm(lr, scale, *, members, seed):
@@ -866,7 +883,8 @@ class ScoreTable:
             rows = {"bilinear": upsample(lr, self.terms.scale, "bilinear")[None]}
             rows |= {"RainFARM": farm} if farm is not None else {}
             rows |= {"one member": sr[:1]} | ({"ensemble": sr} if len(sr) > 1 else {})
-            self.realism.add(hr, rows, judged=[name for name in ("RainFARM", [*rows][-1]) if name in rows])
+            judged = [name for name in ("RainFARM", [*rows][-1]) if name in rows]
+            self.realism.add(_under(lr, hr, self.terms.scale), rows, judged=judged)
         return farm
 
     def _methods(self, sr, lr, farm, day):

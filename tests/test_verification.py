@@ -539,6 +539,38 @@ def test_windows_agree_with_score_windows_to_the_printed_digits(tmp_path):
     assert round(rows["ensemble"]["p999_ratio"], 3) == printed["p999_ratio"]
 
 
+def gappy_pairs(folder, *, size=24, gaps=slice(0, 4), days=2):
+    """(paths, pairs) of days x10 whose truth is whole and whose LR, and so SR, is missing in these rows of cells."""
+    paths, pairs = [], []
+    for k in range(days):
+        hr = rain(k, size * 10, size * 10)
+        lr = block_mean(hr, 10)
+        lr[gaps] = np.nan
+        sr = conserving(90 + k, hr, 10, 2)
+        sr[:, np.repeat(np.isnan(lr[:, 0]), 10)] = np.nan
+        coords = {"lat": 40 - 0.025 * np.arange(len(hr)), "lon": 5 + 0.025 * np.arange(len(hr))}
+        coords["time"] = np.datetime64("2020-01-01") + k
+        pairs.append((xr.DataArray(lr, dims=("lat", "lon")), xr.DataArray(hr, coords, ("lat", "lon"))))
+        paths.append(folder / f"{k:02d}_pre_sr.nc")
+        utils.write_field(paths[-1], xr.DataArray(sr, coords, ("member", "lat", "lon")))
+    return paths, pairs
+
+
+def test_where_only_the_input_has_gaps_its_valid_windows_are_scored_with_a_spectrum(tmp_path):
+    paths, pairs = gappy_pairs(tmp_path)
+    assert verification.fitting_side(pairs, 2, 10) == 16
+    rows = by_name(verification.score_outputs(paths, pairs, 10))
+    assert all(np.isfinite(rows[name]["lsd_db"]) for name in ("bilinear", "ensemble", "one member"))
+    assert rows["ensemble"]["pixels"] == 160 * 160 * rows["ensemble"]["fields"]
+
+
+@pytest.mark.parametrize(("size", "side"), [(16, 8), (6, 4)])
+def test_windows_are_smaller_where_gaps_leave_no_room(tmp_path, size, side):
+    _, pairs = gappy_pairs(tmp_path, size=size, gaps=slice(0, 2))
+    assert verification.fitting_side(pairs, 2, 10) == side
+    assert verification.fitting_side([(lr[2:], hr) for lr, hr in pairs], 2, 10) == 0
+
+
 def china_days():
     for k, path in enumerate(sorted((SHARED / "data/china/DataEval").glob("*.nc"))):
         with xr.open_dataset(path) as dataset:
