@@ -846,7 +846,8 @@ class Windows:
     that the network sees heavy rain more often, and its loss still is the mean over all places.
 
     Every draw depends on (seed, step, sample) alone: a resumed run, and any number of processes, see the same windows.
-    Validation (`part="valid"`) takes the last days of a long list, else the easternmost columns; training the rest.
+    Validation (`part="valid"`) takes the last days of a long list, whole, else the easternmost columns; training the
+    rest.
 
     Args: dataset: SRDataset. sides: (smallest, largest) side of a window in LR cells, rows and columns drawn each step;
         None: the whole region. crop: side of the crop in LR cells, 0 for the whole window. part: train or valid.
@@ -905,7 +906,7 @@ class Windows:
                 return lr * factor, hr, Path(self.dataset.files.paths[place[0]]).name, weight
         raise DataError(
             f"no window of {shape[0]} x {shape[1]} LR cells without missing pixels in the {self.dataset.split} list; "
-            "expected larger gap-free areas, or smaller windows, for example --window 2 3"
+            "expected larger gap-free areas, or smaller windows: --window 1 1 with a smaller --crop"
         )
 
     def _choose(self, rng, shape, crop):
@@ -919,6 +920,10 @@ class Windows:
         for i in np.unique(files):
             own = files == i
             amounts[own] = self.dataset.amounts(i, rows[own] + top, cols[own] + left, (bottom - top, right - left))
+            if self.dataset.truth is not None:  # LR has gaps of its own
+                gaps, s = np.isnan(self.dataset.lr(i)), self.scale
+                places = zip(rows[own] // s, cols[own] // s, strict=True)
+                amounts[own] += [np.nan if gaps[r:, c:][: shape[0], : shape[1]].any() else 0.0 for r, c in places]
         chances = np.nan_to_num(self._chance(amounts))
         if chances.sum() == 0:
             return None

@@ -8,6 +8,7 @@ Writes   the checkpoint (all that resuming and stages 3 and 4 need), TensorBoard
 """
 
 import contextlib
+import itertools
 import math
 import os
 import platform
@@ -39,6 +40,7 @@ from utils import AverageMeter, DataError, log
 WARM_UP = 200  # steps of linear warm-up; the length of a run with --max-minutes is first fitted after them
 REFIT = 20  # steps after which that length is fitted again: the pace of a shared machine changes
 FEW = 200  # steps below which a generator has learned little, whatever its schedule
+LEAST_CROP = 48  # pixels: the critic's patches see about 60 to each side
 SAVING = 0.03  # minutes kept for the last checkpoint and the export
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -58,7 +60,7 @@ def train_model(config, path, args, group, clock):
     loader, validator = WindowLoader(state, dataset), Validator(state, dataset)
     loader.prepare(state.step).result()  # refuses where the data have no such window, before anything is moved away
     make_room(state, path, args)
-    announce(state, dataset, path)
+    announce(state, dataset, path, validator.held_out)
     board = Board(Path(args.runs) / path.stem, state) if group.rank == 0 else None
     threads = Threads(args.threads, "step", measure=group.size == 1 and group.device.type == "cpu")
     meters, began, whole = {}, (clock.elapsed, state.step), state.train
@@ -207,7 +209,7 @@ def choose_settings(args, config, dataset):
     network = {"conserve": config.target != "paired", **network, **given(args, GeneratorConfig)}
     shape = GeneratorConfig(scale=config.scale, **{**network, "position_channels": 0})  # refused before work is done
     if "window" not in given(args, TrainConfig) and not network.get("position_channels"):
-        train = replace(train, window=fitting_window(train, config, dataset))
+        train = fitting_windows(train, config, dataset, fixed=given(args, TrainConfig))
     if not shape.noise_channels:
         train = replace(train, members=1)  # without noise all members are the same
     if network.get("position_channels"):
@@ -221,28 +223,37 @@ def choose_settings(args, config, dataset):
     return train, shape
 
 
-def fitting_window(train, config, dataset):
-    """The default window, or the largest smaller one that the region and the gaps of the data leave room for.
+def fitting_windows(train, config, dataset, *, fixed=()):
+    """The TrainConfig with its windows, or with the largest smaller ones that region and gaps leave room for.
 
-    Raises: DataError: not even a window of one crop has room.
+    Args: fixed: names of the settings that were typed: with "crop" only windows of fewer crops are tried.
+    Raises: DataError: not even a window of the smallest crop has room.
     """
     refusal, coarse = None, bool(train.coarse and GeneratorConfig(scale=config.scale).coarse)
-    for window in dict.fromkeys((train.window, (2, 3), (2, 2), (1, 2), (1, 1))):
-        crop, sides = window_sides(replace(train, window=window), config, coarse)
-        widest = {"sides": sides and (sides[1],) * 2, "crop": crop, "valid_share": train.valid_share}
+    crops = [train.crop]
+    while crops[-1] // 2 >= max(config.scale, LEAST_CROP) and "crop" not in fixed:
+        crops.append(crops[-1] // 2)
+    for crop, window in itertools.product(crops, dict.fromkeys((train.window, (2, 3), (2, 2), (1, 2), (1, 1)))):
+        fitted = replace(train, window=window, crop=crop)
+        side, sides = window_sides(fitted, config, coarse)
+        widest = {"sides": sides and (sides[1],) * 2, "crop": side, "valid_share": train.valid_share}
         try:
             for part in ("train", "valid") if train.valid_share else ("train",):
                 datasets.Windows(dataset, part=part, seed=train.seed, **widest).batch(0, 1)
         except DataError as error:
             refusal = refusal or error  # that of the largest window
             continue
-        if window != train.window:
+        if fitted != train:
             log(
-                f"--window {window[0]} {window[1]}: gaps or edges of the data leave no room for the default, "
-                f"{train.window[0]} {train.window[1]}"
+                f"{_windows_typed(fitted)}: gaps or edges of the data leave no room for the default, "
+                f"{_windows_typed(train)}"
             )
-        return window
+        return fitted
     raise refusal
+
+
+def _windows_typed(train):
+    return f"--window {' '.join(map(str, train.window))} --crop {train.crop}"
 
 
 def resumed_settings(path, kept, args, config):
@@ -826,8 +837,8 @@ def assess(net, windows, group, members=4):
 # ---------------------------------------------------------------- what is said and shown
 
 
-def announce(state, dataset, path):
-    """Print what is trained, on what, with which settings."""
+def announce(state, dataset, path, held_out):
+    """Print what is trained, on what, with which settings; held_out: the Windows of validation, or None."""
     if state.group.rank:
         return
     plan, count = dataset.plans[0], sum(p.numel() for p in state.generator.parameters())
@@ -843,9 +854,24 @@ def announce(state, dataset, path):
             "cell is NOT verified by such data. With files at the HR step use --target coarsen, with matching pairs "
             "--target paired."
         )
+    log(_validation(dataset, held_out, state.train))
     plain = {**asdict(TrainConfig()), **asdict(GeneratorConfig(scale=state.config.scale))}
     words = [f"{k}={v}" for k, v in settings_of(state).items() if k in plain and v != plain[k]]
     log(f"settings other than the defaults: {' '.join(words) or 'none'} (all are in the checkpoint and TensorBoard)")
+
+
+def _validation(dataset, held_out, train):
+    """What validation is made on, and what it decides, in words."""
+    if held_out is None:
+        return "no validation (--valid-share 0): the last weights are kept, whether they learned by heart or not"
+    where = f"the easternmost {100 * train.valid_share:g} % of the columns"
+    if not held_out.strip:
+        times = [dataset.files.index[k]["times"].get("time", "")[:10] for k in (held_out.files[0], held_out.files[-1])]
+        where = f"{len(held_out.files)} whole days of {len(dataset)}, {' to '.join(times)}"
+    return (
+        f"validation every {train.epoch_steps} steps on {where}, which training does not see; the best weights are "
+        "kept, and nothing stops early"
+    )
 
 
 def settings_of(state):
@@ -912,6 +938,11 @@ def finish(state, path, export):
     """Write the last checkpoint and the export, and say what stands against the model."""
     state.save(path)
     log(f"wrote {path} at step {state.step} of {state.steps}")
+    if state.best_weights and (best := state.best_weights["updates"]) < state.step:
+        log(
+            f"stages 3 and 4 and an export use the weights of step {best}, the best on what is held out; later ones "
+            "were no better there: more days help, more steps may not"
+        )
     if export:
         utils.save_checkpoint(export, state.export())
         log(f"wrote {export} ({Path(export).stat().st_size / 1e6:.1f} MB)")

@@ -120,6 +120,16 @@ def test_the_checkpoint_that_is_kept_has_the_least_merit():
     assert state.best_weights == {"updates": 2, "weights": {"w": 2.0}} and state.scores == REAL and state.judged == 4
 
 
+def test_it_is_said_when_the_weights_that_are_kept_are_not_the_last(capsys):
+    state = types.SimpleNamespace(step=900, steps=900, best_weights={"updates": 600}, save=lambda path: None)
+    state.warnings = list
+    training.finish(state, "x.pth", None)
+    assert "use the weights of step 600, the best on what is held out" in capsys.readouterr().out
+    state.best_weights = {"updates": 900}
+    training.finish(state, "x.pth", None)
+    assert "weights of step" not in capsys.readouterr().out
+
+
 def test_ema_follows_and_resumes():
     module = torch.nn.Linear(2, 2)
     ema = averaged_model(module, 0.9)
@@ -578,6 +588,48 @@ def test_a_new_run_says_what_it_discards_before_it_does(copied, capsys, unbroken
     told = words.index(f"{path}: a model of ")
     assert "at step 7" in words[told:] and told < words.index("moved 1 earlier results")
     assert re.search(r"of 20\d\d-\d\d-\d\d \d\d:\d\d", words) and f"--resume --checkpoint {path}" in words
+
+
+def paired_days(folder, count, *, shape=(12, 14), missing=slice(0, 4), holes=()):
+    """Lists of days of 12 x 14 LR cells, without the northern ones, and of their whole truth x10, and its LR files."""
+    h, w = shape
+    for k in range(count):
+        name, truth = f"2020_01_{k + 1:02d}.nc", rain((10 * h, 10 * w), k).astype("float32")
+        low = 1.2 * datasets.block_mean(truth, 10)  # a product of its own: too wet
+        low[missing] = np.nan
+        for hole in holes:
+            truth[hole] = np.nan
+        mm = {"attrs": {"units": "mm"}}
+        lat, lon = nodes(50.125, 50.125 + 0.25 * (h - 1), 0.25)[::-1], nodes(2.125, 2.125 + 0.25 * (w - 1), 0.25)
+        write_nc(folder / "lr" / name, low, lat, lon, **mm)
+        fine = nodes(50.0125, 50 + 0.25 * h - 0.0125, 0.025)[::-1], nodes(2.0125, 2 + 0.25 * w - 0.0125, 0.025)
+        write_nc(folder / "hr" / name, truth, *fine, **mm)
+    run(1, "--train-folders", folder / "lr", "--train-hr-folders", folder / "hr", "--output-folder", folder / "lists")
+    return folder / "lists"
+
+
+def test_pairs_train_at_once_on_whole_days_whatever_is_missing_in_lr(workdir, capsys):
+    lists = paired_days(workdir, 24)
+    settings = [*TINY[:6], "--content-steps", 2, "--adversarial-steps", 1, "--valid-windows", 2]
+    run(2, "--data-folder", lists, "--target", "paired", "--region", "all", *settings, "--checkpoint", "p.pth")
+    out = capsys.readouterr().out
+    assert "leave no room for the default, --window 2 3 --crop 200" in out
+    assert "2 whole days of 24, 2020-01-23 to 2020-01-24" in out and "nothing stops early" in out
+    state = utils.load_checkpoint("p.pth")
+    assert state["train_config"]["crop"] <= 80 and not state["generator_config"]["conserve"]
+    data = datasets.SRDataset(lists, "train", **state["data_config"])
+    windows = datasets.Windows(data, sides=(8, 8), crop=5)  # room for one row of windows alone: no draw fails
+    assert all(np.isfinite(windows.batch(step, 4)["lr"]).all() for step in range(20))
+
+
+def test_crops_fit_between_gaps_unless_they_were_typed(workdir, capsys):
+    lists = paired_days(workdir, 20, shape=(12, 12), missing=slice(0, 0), holes=[np.s_[60], np.s_[:, 60]])
+    config = datasets.DataConfig("paired", "all", 0.25, 0.025)
+    data, train = datasets.SRDataset(lists, "train", **asdict(config)), TrainConfig()
+    fitted = training.fitting_windows(train, config, data)
+    assert (fitted.window, fitted.crop) == ((1, 1), 50) and "--window 1 1 --crop 50: gaps" in capsys.readouterr().out
+    with pytest.raises(DataError, match="--window 1 1 with a smaller --crop"):
+        training.fitting_windows(train, config, data, fixed=("crop",))
 
 
 @pytest.mark.parametrize(("every", "window"), [(25, "--window 2 2"), (17, "--window 1 1"), (8, None)])
