@@ -286,7 +286,19 @@ def _write_field(field, path, generator, args, attrs, pace):
     )
 
 
-def downscale(generator, lr, *, members=1, seed=0, day="2023-08-01", origin=(0, 0), tile=None, device=None, pace=None):
+def downscale(
+    generator,
+    lr,
+    *,
+    members=1,
+    seed=0,
+    day="2023-08-01",
+    origin=(0, 0),
+    tile=None,
+    device=None,
+    pace=None,
+    maps=None,
+):
     """Make members of a whole field, tile by tile.
 
     The noise of an LR cell is keyed by (seed, member, day, absolute cell row and column = origin + index), so tiles,
@@ -296,7 +308,8 @@ def downscale(generator, lr, *, members=1, seed=0, day="2023-08-01", origin=(0, 
         generator: a Generator. lr (h, w), mm, numpy; NaN is missing (filled from the nearest valid cell for the
             network's eyes only). members, seed: ints. day: the valid time as text. origin: absolute row and column of
             lr[0, 0]. tile: side in LR cells; None: about TILE_PIXELS HR pixels. device: None is the generator's.
-            pace: Threads that time each member of a tile.
+            pace: Threads that time each member of a tile. maps (S, h * scale, w * scale): static fields on the HR cells
+            (StaticFields.on), where the generator has any.
     Yields: (rows, columns, sr): slices of the HR field and sr (members, H, W), mm, float32, NaN exactly where the LR
         cell is missing.
     Raises: ValueError: lr is not 2-D, or negative or infinite somewhere.
@@ -310,18 +323,20 @@ def downscale(generator, lr, *, members=1, seed=0, day="2023-08-01", origin=(0, 
     generator = generator.to(device).eval()
     missing, s, (h, w) = np.isnan(lr), generator.scale, lr.shape
     filled = torch.from_numpy(fill_nearest(lr).astype(np.float32))[None, None].to(device)  # (1, 1, h, w)
+    maps = None if maps is None else torch.from_numpy(np.asarray(maps, np.float32))[None].to(device)
     keys, whole = [f"{seed}|{m}|{day}" for m in range(members)], _shifted((0, h, 0, w), origin)
     with torch.no_grad():
         first = generator.net.entries[:1]
-        trunks = [generator.encode(filled, *_keyed_noise(generator.net, key, whole, first, device)) for key in keys]
+        noise = (_keyed_noise(generator.net, key, whole, first, device)[0] for key in keys)
+        trunks = [generator.encode(filled, drawn, maps) for drawn in noise]
     for tile_box in _tiles(h, w, tile or max(1, int(math.sqrt(TILE_PIXELS)) // s)):
         r0, r1, c0, c1 = tile_box
-        sr = _tile_members(generator, filled, trunks, keys, tile_box, origin, pace)
+        sr = _tile_members(generator, filled, trunks, keys, tile_box, origin, pace, maps)
         sr[:, missing[r0:r1, c0:c1].repeat(s, 0).repeat(s, 1)] = np.nan
         yield slice(r0 * s, r1 * s), slice(c0 * s, c1 * s), sr
 
 
-def _tile_members(generator, filled, trunks, keys, tile_box, origin, pace=None):
+def _tile_members(generator, filled, trunks, keys, tile_box, origin, pace=None, maps=None):
     """One member for each trunk and noise key of the tile (r0, r1, c0, c1), LR cells: (members, H, W), mm, float32."""
     import torch
 
@@ -335,7 +350,7 @@ def _tile_members(generator, filled, trunks, keys, tile_box, origin, pace=None):
         for member, trunk, key in zip(sr, trunks, keys, strict=True):
             noise = _keyed_noise(generator.net, key, box, generator.net.entries[1:], filled.device)
             with pace.piece((part[1] - part[0]) * (part[3] - part[2])) if pace else contextlib.nullcontext():
-                detail = generator.detail(*trunk, noise, part)
+                detail = generator.detail(*trunk, noise, part, maps)
                 member[:] = generator.finish(filled, detail, part)[inner][0, 0].cpu().numpy()
     return sr
 

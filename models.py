@@ -165,10 +165,10 @@ class SRResModel(nn.Module):
     The trunk (9 x 9 convolution, residual blocks, skip) sees the whole field, and noise, so that cells agree on what
     they share; from its features come the flow that streaks follow. `stages` turns a part of its features into finer
     values, the largest prime factor first, so that the last steps towards HR are small. Behind each upsampling enter
-    noise, the interpolated LR field, the learned maps of a fixed region and, short of HR, streaks; residual blocks
-    follow, most of them where pixels are few. Each grid adds its own detail: a convolution of its features, and the
-    streaks with an amplitude chosen at each pixel. A Laplacian pyramid (Denton et al. 2015): it can be stopped, and
-    trained, at a coarser grid.
+    noise, the interpolated LR field, static fields, the learned maps of a fixed region and, short of HR, streaks;
+    residual blocks follow, most of them where pixels are few. Each grid adds its own detail: a convolution of its
+    features, and the streaks with an amplitude chosen at each pixel. A Laplacian pyramid (Denton et al. 2015): it can
+    be stopped, and trained, at a coarser grid.
     """
 
     def __init__(self, config):
@@ -178,7 +178,8 @@ class SRResModel(nn.Module):
         self.grids = np.cumprod([1, *self.factors]).tolist()  # pixels per LR cell side before each stage, and at HR
         widths = [c, *(config.stage_channels or [_width(c, g, config.scale) for g in self.grids[1:]])]
         blocks = config.stage_blocks or [_depth(g, config.scale) for g in self.grids[1:]]
-        noise, known = config.noise_channels, 1 + config.position_channels + config.noise_channels
+        noise, maps = config.noise_channels, config.position_channels + len(config.static_fields)
+        known = 1 + maps + noise
         streaks = [noise * (config.directed and g < config.scale) for g in self.grids[1:]]
         self.noise_channels = noise
         self.head = ConModel(known, c, 9, activation=config.activation)
@@ -212,11 +213,11 @@ class SRResModel(nn.Module):
         x = self.head(x)
         return F.pad(x + self.body(x), (self.halo,) * 4, mode="replicate")
 
-    def stages(self, features, x, noise, positions=None):
+    def stages(self, features, x, noise, maps=None):
         """Detail of a part of h x w LR cells, at HR or, where noise ends earlier, at a coarser grid.
 
         Args: features (N, C, h + 2 halo, w + 2 halo); x (N, 1, h + 2 halo, w + 2 halo), transformed LR; noise: one
-            tensor or None for each stage to be made; positions: one (1, P, H + 2 margin, ...) a stage, or None.
+            tensor or None for each stage to be made; maps: one (1 or N, P, H + 2 margin, ...) a stage, or None.
         Returns: (N, 1, h * grid, w * grid), float32, grid that of the last stage made.
         """
         top, total = self.grids[len(noise)], 0.0
@@ -224,7 +225,7 @@ class SRResModel(nn.Module):
         for k, drawn in enumerate(noise):
             up, grid, margin = self.ups[k], self.grids[k + 1], self.margins[k]
             copy = enlarge(x, grid, self.halo, margin)  # (N, 1, grid h + 2 margin, ...)
-            where = positions[k].expand(len(x), -1, -1, -1) if positions else None
+            where = maps[k].expand(len(x), -1, -1, -1) if maps else None
             near = None if drawn is None else trim(drawn, REACH - 1)
             streaks = self.directed(drawn, enlarge(flow, grid, self.halo, margin - 1)) if up.lay is not None else None
             features = self.refine[k](up(features, _joined(features.dtype, copy, where, near), streaks))
@@ -274,38 +275,39 @@ class Generator(nn.Module):
         shapes = [(n, self.net.noise_channels, *side) for side in sides]
         return [torch.randn(s, generator=generator, device=device) if s[1] else None for s in shapes]
 
-    def forward(self, lr, noise=None, crop=None):
+    def forward(self, lr, noise=None, crop=None, maps=None):
         """One member for each field of the batch.
 
         Args: lr (N, 1, h, w), mm, >= 0, nothing missing; noise from draw_noise for the part made (None: drawn from
-            torch's global state); crop (r0, r1, c0, c1) in LR cells: the trunk sees all of lr, only this part is made.
+            torch's global state); crop (r0, r1, c0, c1) in LR cells: the trunk sees all of lr, only this part is made;
+            maps (1 or N, S, h * scale, w * scale): static fields, as the checkpoint's normalisation leaves them.
         Returns: (N, 1, (r1 - r0) * scale, (c1 - c0) * scale), mm, float32.
         """
         crop = crop or (0, lr.shape[-2], 0, lr.shape[-1])
         noise = noise or self.draw_noise(len(lr), lr.shape[-2:], crop, device=lr.device)
-        return self.finish(lr, self.detail(*self.encode(lr, noise[0]), noise[1:], crop), crop)
+        return self.finish(lr, self.detail(*self.encode(lr, noise[0], maps), noise[1:], crop, maps), crop)
 
-    def encode(self, lr, noise=None):
+    def encode(self, lr, noise=None, maps=None):
         """Transformed LR and trunk features, both with `net.halo` cells of repeated edge: what `detail` takes.
 
-        noise (N, C, h, w): the trunk's; None without noise channels.
+        noise (N, C, h, w): the trunk's; None without noise channels. maps: static fields, as forward.
         """
-        x = self._transformed(lr) - self.centre
-        where = None
-        if self.position is not None:
-            self._check_region(lr)
-            where = F.avg_pool2d(self.position, self.scale).expand(len(x), -1, -1, -1)
+        x, ground = self._transformed(lr) - self.centre, self._ground(lr.shape[-2:], maps)
+        where = None if ground is None else F.avg_pool2d(ground, self.scale).expand(len(x), -1, -1, -1)
         return F.pad(x, (self.net.halo,) * 4, mode="replicate"), self.net.trunk(_joined(x.dtype, x, where, noise))
 
-    def detail(self, x, features, noise, crop):
+    def detail(self, x, features, noise, crop, maps=None):
         """What the network makes of the part `crop`, before amounts are put on it; arguments as encode returned them.
 
-        noise: without the trunk's; of the first stages alone: detail at a coarser grid.
+        noise: without the trunk's; of the first stages alone: detail at a coarser grid. maps: static fields, of all of
+            lr, as forward.
         Returns: (N, 1, H, W), float32: 0 everywhere is the interpolated input.
         """
         r0, r1, c0, c1 = crop
         around = (..., slice(r0, r1 + 2 * self.net.halo), slice(c0, c1 + 2 * self.net.halo))
-        return self.net.stages(features[around], x[around], noise, self._positions(crop))
+        ground = self._ground([n - 2 * self.net.halo for n in x.shape[-2:]], maps)
+        known = None if ground is None else self._at_stages(ground, crop, len(noise))
+        return self.net.stages(features[around], x[around], noise, known)
 
     def finish(self, lr, detail, crop):
         """Rain (N, 1, H, W), mm, from detail of any grid: the interpolated input added, non-negative, conserved."""
@@ -323,22 +325,35 @@ class Generator(nn.Module):
     def _transformed(self, lr):
         return TRANSFORMS[self.config.transform].forward(lr.float(), self.config.transform_parameters)
 
-    def _check_region(self, lr):
-        shape = tuple(n * self.scale for n in lr.shape[-2:])
-        if shape != tuple(self.config.position_shape):
+    def _ground(self, cells, maps):
+        """All that is known of the ground at HR, (1 or N, P + S, H, W): learned maps and static fields; None: nothing.
+
+        Raises: ValueError: maps for another region or number of fields; a region that the learned maps are not of.
+        """
+        shape, fields = tuple(n * self.scale for n in cells), len(self.config.static_fields)
+        if self.position is not None and shape != tuple(self.config.position_shape):
             raise ValueError(
                 f"this generator is tied to a region of {self.config.position_shape} pixels; the input gives {shape}"
             )
+        if (maps is None) == bool(fields) or fields and tuple(maps.shape[1:]) != (fields, *shape):
+            found = None if maps is None else tuple(maps.shape[1:])
+            raise ValueError(f"static fields {found}, expected {(fields, *shape) if fields else None}")
+        if self.position is None or maps is None:
+            return self.position if maps is None else maps
+        return torch.cat([self.position.expand(len(maps), -1, -1, -1), maps], 1)
 
-    def _positions(self, crop):
-        """The position channels of every stage's grid around `crop`, edges repeated; None without them."""
-        if self.position is None:
-            return None
-        parts = []
-        for grid, margin in zip(self.net.grids[1:], self.net.margins, strict=True):
-            r0, r1, c0, c1 = (n * grid for n in crop)
-            whole = F.pad(F.avg_pool2d(self.position, self.scale // grid), (margin,) * 4, mode="replicate")
-            parts.append(whole[..., r0 : r1 + 2 * margin, c0 : c1 + 2 * margin])
+    def _at_stages(self, ground, crop, stages):
+        """Block means of `ground` at the first stages' grids, on `crop` and the stage's margin, edges repeated."""
+        (h, w), (r0, r1, c0, c1), parts = (n // self.scale for n in ground.shape[-2:]), crop, []
+        for grid, margin in list(zip(self.net.grids[1:], self.net.margins, strict=True))[:stages]:
+            near = -(-margin // grid)  # cells
+            top, bottom, left, right = max(r0 - near, 0), min(r1 + near, h), max(c0 - near, 0), min(c1 + near, w)
+            part = ground[..., top * self.scale : bottom * self.scale, left * self.scale : right * self.scale]
+            part = F.avg_pool2d(part, self.scale // grid)
+            there = [grid * n for n in (c0 - left, right - c1, r0 - top, bottom - r1)]
+            part = F.pad(part, [max(margin - n, 0) for n in there], mode="replicate")
+            y, x = (max(n - margin, 0) for n in (there[2], there[0]))
+            parts.append(part[..., y : y + grid * (r1 - r0) + 2 * margin, x : x + grid * (c1 - c0) + 2 * margin])
         return parts
 
 

@@ -92,7 +92,7 @@ class SetField(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         for word in values:
             name, _, text = word.partition("=")
-            if name not in self.known or name.endswith(("_parameters", "_shape", "scale")):
+            if name not in self.known or name.endswith(("_parameters", "_shape", "_fields", "scale")):
                 parser.error(f"--set {word}: expected NAME=VALUE, NAME one of {', '.join(sorted(self.known))}")
             default = self.known[name].default
             try:
@@ -147,6 +147,7 @@ class GeneratorConfig:
     position_channels: int = option(0, "learned maps of one fixed region (terrain, coast); the model works only there",
         group=NETWORK, low=0)
     position_shape: tuple = ()
+    static_fields: tuple = ()  # dicts of static.describe_fields: name, units, mean, std
     # fmt: on
 
     @property

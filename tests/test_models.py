@@ -283,6 +283,29 @@ def test_position_channels_tie_a_generator_to_its_region():
         generator(as_batch(rain(5, 5)))
 
 
+FIELDS = tuple({"name": name, "units": "m", "mean": 0.0, "std": 1.0} for name in ("orog", "lsm"))
+
+
+def ground(h, w, seed=3):
+    return np.random.default_rng(seed).normal(size=(2, h, w)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("scale", "settings"), [(4, {}), (10, {"position_channels": 1, "position_shape": (90, 70)})])
+def test_static_fields_enter_at_every_grid_and_tiles_equal_the_whole(scale, settings):
+    generator, lr = make(scale, static_fields=FIELDS, **settings), rain(9, 7)
+    maps = ground(9 * scale, 7 * scale)
+    plain = whole_field(generator, lr, maps=maps)
+    for tile in (1, 2, 4):
+        np.testing.assert_allclose(whole_field(generator, lr, tile=tile, maps=maps), plain, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(whole_field(generator, lr, maps=0 * maps), plain, rtol=1e-2)
+    rough = maps + (-1.0) ** np.indices(maps.shape).sum(0)  # the same block means: only the grid of HR sees it
+    assert not np.allclose(whole_field(generator, lr, maps=rough), plain, rtol=1e-2)
+    with pytest.raises(ValueError, match=r"static fields None, expected \(2, "):
+        whole_field(generator, lr)
+    with pytest.raises(ValueError, match="static fields .*, expected None"):
+        whole_field(make(scale), lr, maps=maps)
+
+
 def test_checkpoint_rebuilds_the_generator(tmp_path):
     generator = make()
     ema = {"updates": 0, "weights": generator.state_dict()}
