@@ -34,6 +34,7 @@ OTHER = re.compile(  # words that speak of something else, where none speaks of 
 NOTHING = ("", "unknown", "none", "undefined", "-")  # texts of attributes that say nothing: all ERA5 files have them
 SPEAKING = ("standard_name", "long_name", "description", "GRIB_name", "GRIB_cfName")
 MODIFIERS = "standard_error|number_of_observations|status_flag|detection_minimum"  # of CF standard names
+LONGEST = 240  # days from the issue of a forecast to the day it is valid for, those of seasons included
 AS_STORED = "as stored"  # stands for units not decided yet: the values are kept as the file stores them
 AMOUNTS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "kg m-2": 1.0}  # to mm
 RATES = {"kg m-2 s-1": 1.0, "mm s-1": 1.0, "mm h-1": 1 / 3600, "mm day-1": 1 / 86400, "m s-1": 1000.0}  # to mm / s
@@ -149,15 +150,18 @@ def _is_clock(coordinate):
 
 
 def name_times(stem):
-    """(valid time, forecast reference time or None) that a file name gives, or None where it gives no date.
+    """(valid time, forecast reference time or None) that a file name gives, or None where it gives no date, or two.
 
     A forecast whose valid month comes before its month of issue is valid in the next year: 2023_12_31_18_01_01_x.
+
+    Raises: DataError: a forecast that is valid before its issue, or LONGEST days later.
     """
     parts = re.match(
-        r"(\d{4})[_-](\d\d)[_-](\d\d)(?:[_-](\d\d)[_-](\d\d)[_-](\d\d)(?!\d)|[_-](\d\d)(\d\d)(?![_-]?\d))?(?!\d)", stem
+        r"(\d{4})[_-](\d\d)[_-](\d\d)(?:[_-](\d\d)[_-](\d\d)[_-](\d\d)(?!\d)|[_T-](\d\d)(\d\d)?(?![_-]?\d))?(?!\d)",
+        stem,
     )
     parts = parts or re.fullmatch(r"(\d{4})(\d\d)(\d\d)()()()()()", stem)
-    if not parts:
+    if not parts or re.match(r"[_-]+(to[_-]+)?(\d{4}[_-]?\d\d|\d\d[_-]\d\d)", stem[parts.end() :]):
         return None
     year, month, day, hour, valid_month, valid_day, clock_hour, clock_minute = parts.groups()
     if not 1678 <= int(year) < 2261:
@@ -169,6 +173,12 @@ def name_times(stem):
         valid = np.datetime64(f"{int(year) + (valid_month < month)}-{valid_month}-{valid_day}", "ns")
     except ValueError:
         return None
+    if not 0 <= (valid.astype("M8[D]") - issued.astype("M8[D]")).astype(int) <= LONGEST:
+        raise DataError(
+            f"its name says a forecast issued {str(issued)[:10]} and valid on {valid_month}-"
+            f"{valid_day}; expected YYYY_MM_DD_HH_MM_DD, issued and valid, the latter 0 to {LONGEST} days later: "
+            "rename it"
+        )
     return valid, issued
 
 
@@ -298,7 +308,7 @@ def period_of(field, units, bounds, path):
         hours, source = float(spoken[1]) / (60 if spoken[2].startswith("min") else 1), "units and long_name"
     else:
         stem = Path(path).stem if path else ""
-        clock = re.match(r"\d{4}[_-]\d\d[_-]\d\d[_-]\d{4}(?!\d)", stem)  # 2019_06_10_0000: a time of day, not a day
+        clock = re.match(r"\d{4}[_-]\d\d[_-]\d\d[_T-]\d\d(\d\d)?(?![_-]?\d)", stem)  # 2019_06_10_00: a time, not a day
         hours, source = (24.0, "name") if name_times(stem) and not clock else (None, "")
     if hours and hours > 1.05 * 24:
         many = f"{source} span {hours / 24:g} days" if hours < math.inf else source

@@ -279,7 +279,7 @@ def find_files(folders):
         if others:
             notes.append(f"{folder}: {len(others)} that are not named {', '.join(SUFFIXES)}: {also}")
         paths += [path.as_posix() for path in inside]
-    return paths, notes
+    return list(dict.fromkeys(paths)), notes  # a folder may be given twice
 
 
 def netcdf_files(folder):

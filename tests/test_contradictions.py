@@ -4,15 +4,18 @@ Each kind has one rule, said before its tests; tests/test_bad_input.py has the c
 """
 
 import json
+import re
 
 import numpy as np
 import pytest
-from conftest import nodes, rain, write_nc
+import xarray as xr
+from conftest import nodes, rain, run, write_nc
 
 import datasets
 import utils
+import verification
 from datasets import SRDataset, open_list
-from reader import inspect_files
+from reader import inspect_files, read_field
 from utils import DataError
 
 LAT, LON = nodes(22, 34, 1)[::-1], nodes(100, 114, 1)  # 13 x 15
@@ -95,3 +98,69 @@ def test_a_damaged_cache_is_made_again(tmp_path, change, capsys):
     assert archive.index[1]["times"] == times and "damaged, not what was written" in capsys.readouterr().out
     open_list(folder, "train").values(1)
     assert "damaged" not in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- two sources of one fact are compared
+# A date that a name and a coordinate give differently is refused with both; a name gives one date or none.
+
+
+@pytest.mark.parametrize(
+    ("name", "time", "words"),
+    [
+        ("2023_08_02.nc", "2023-08-03", "its name says 2023-08-02, its time coordinate 2023-08-03.*--stamps end"),
+        ("2023_08_02.nc", "1999-08-02", "its name says 2023-08-02, its time coordinate 1999-08-02; .*rename it"),
+        ("2023_08_11_18_08_12_x.nc", "2023-08-14", "its name says 2023-08-12, its time coordinate 2023-08-14"),
+        ("2023_08_11_18_08_06_x.nc", "2023-08-06", "issued 2023-08-11 and valid on 08-06; expected .*rename it"),
+        ("2023_08_11_18_08_06_x.nc", None, "issued 2023-08-11 and valid on 08-06; expected .*rename it"),
+        ("2023_08_11_18_07_31_x.nc", None, "issued 2023-08-11 and valid on 07-31; expected .*rename it"),
+        ("2023_08_01-2023_08_31.nc", None, "the name is not a date"),
+        ("2023_08_01_to_2023_08_31.nc", None, "the name is not a date"),
+        ("2023_08_01-08_31.nc", None, "the name is not a date"),
+        ("2023_08_01_99.nc", None, "the name is not a date"),
+    ],
+)
+def test_dates_that_contradict_one_another_are_refused(tmp_path, name, time, words):
+    coords = {} if time is None else {"time": np.datetime64(time, "ns")}
+    path = day(tmp_path, name=name, units="mm", coords=coords)
+    records, (fault,) = inspect_files([path])
+    assert not records and fault.startswith(f"{path}: ") and re.search(words, fault)
+
+
+@pytest.mark.parametrize(
+    ("name", "time", "period"),
+    [("2023_08_01_06.nc", "2023-08-01T06:00", None), ("2023-08-01T0630.nc", "2023-08-01T06:30", None)],
+)
+def test_hours_in_names_are_read(tmp_path, name, time, period):
+    ((record,), faults) = inspect_files([day(tmp_path, name=name, units="mm")])
+    assert not faults and (record["time"], record["period"]) == (time, period)
+
+
+def test_hours_of_a_day_are_no_duplicates(tmp_path):
+    records, faults = inspect_files([day(tmp_path, name=f"2023_08_01_{k:02d}.nc", units="mm") for k in range(24)])
+    assert not faults and len({r["time"] for r in records}) == 24 and {r["period"] for r in records} == {1.0}
+
+
+# ---------------------------------------------------------------- duplicate keys do not overwrite
+
+
+def test_forecasts_are_not_compared_with_the_last_of_several_analyses(tmp_path, capsys):
+    for k in (1, 2):
+        write_nc(tmp_path / f"{k}/2023_08_12.nc", FIELD * k, LAT, LON, attrs={"units": "mm"})
+    folder = listed(tmp_path, [f"{tmp_path}/{k}/2023_08_12.nc" for k in (1, 2)], "eval")
+    assert verification.analysed_days(folder) == {}
+    assert "several analysed days of 2023-08-12: expected one a date" in capsys.readouterr().out
+
+
+def test_the_same_file_twice_in_one_list_is_taken_once(tmp_path, capsys):
+    path = day(tmp_path / "in", units="mm")
+    run(1, "--eval-folders", tmp_path / "in", tmp_path / "in", "--output-folder", tmp_path)
+    assert utils.read_list(tmp_path, "eval") == [path]
+
+
+def test_index_coordinates_are_no_degrees(tmp_path):
+    planes = {"lat": (("y", "x"), np.broadcast_to(LAT[:, None], (13, 15)), {"units": "degrees_north"})}
+    planes["lon"] = (("y", "x"), np.broadcast_to(LON, (13, 15)), {"units": "degrees_east"})
+    fields = {"tp": (("y", "x"), FIELD, {"units": "mm"}), **planes}
+    xr.Dataset(fields, {"y": np.arange(13), "x": np.arange(15)}).to_netcdf(tmp_path / "2023_08_01.nc")
+    with pytest.raises(DataError, match="y and x that count cells; expected latitude and longitude"):
+        read_field(tmp_path / "2023_08_01.nc")
