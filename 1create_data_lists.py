@@ -7,11 +7,9 @@ Writes  {output-folder}/PreTrain.json, PreEval.json, PreObj.json (paths in date 
     python 1create_data_lists.py --make-days downloads/era5 --days-folder Data/DataEval     # hours to days, then lists
     python 1create_data_lists.py --make-days gauges --day-start -12     # days of 20 to 20 Beijing time, by their end
     python 1create_data_lists.py --train-folders radar/train --eval-folders radar/eval --output-folder scratch/lists
-    python 1create_data_lists.py --make-sample        # a generated archive in Data/Sample, and its lists
 """
 
 import argparse
-import runpy
 from pathlib import Path
 
 import utils
@@ -27,7 +25,6 @@ FOLDERS = {  # what the folders of each option hold
     "train_hr": "truth of the training days (paired)",
     "eval_hr": "truth of the evaluation days (paired)",
 }
-SAMPLE = "Data/Sample"
 
 
 def parse_args(argv=None):
@@ -37,19 +34,17 @@ def parse_args(argv=None):
     for name, words in FOLDERS.items():
         option = f"--{name.replace('_', '-')}-folders"
         add(option, nargs="+", default=[], metavar="DIR", help=f"folders of {words}")
-    add("--output-folder", metavar="DIR", help=f"where the lists go (default: {utils.JSON_FOLDER})")
+    add("--output-folder", metavar="DIR", default=utils.JSON_FOLDER, help="where the lists go (default: %(default)s)")
     words = f"units of all values, whatever their attributes say: {', '.join(UNITS)} (default: %(default)s)"
     add("--units", choices=("auto", *UNITS), default="auto", metavar="UNIT", help=words)
     add("--min-size", type=int, metavar="N", default=2, help="leave out files with fewer rows or columns (default: 2)")
     add("--skip-bad", action="store_true", help="leave bad files out, naming them, instead of stopping")
-    add("--make-sample", action="store_true", help=f"make a generated archive in {SAMPLE} and list it")
     add_day_arguments(parser, DEFAULTS["train"])
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    output = args.output_folder or (f"{SAMPLE}/JsonPath" if args.make_sample else utils.JSON_FOLDER)
     folders = choose_folders(args)
     if args.make_days:
         make_days(args.make_days, args.days_folder, DayRule.of(args), skip_bad=args.skip_bad)
@@ -60,18 +55,19 @@ def main(argv=None):
         found, faults = inspect_files(paths, "auto" if made else args.units)
         records[name], bad = utils.usable(found, faults, given, min_size=args.min_size, skip_bad=args.skip_bad)
         left_out += others + bad
-    info = utils.write_lists(output, records, folders, left_out)
+    info = utils.write_lists(args.output_folder, records, folders, left_out)
     for words in info["left_out"]:
         log(f"left out: {words}")
     for line in describe(records):
         log(line)
-    log(f"wrote the lists of {', '.join(name for name in DEFAULTS if name in folders)} and PreInfo.json to {output}")
+    names = ", ".join(name for name in DEFAULTS if name in folders)
+    log(f"wrote the lists of {names} and PreInfo.json to {args.output_folder}")
 
 
 def choose_folders(args):
     """{list: folders}: those given, or the default folders that hold files.
 
-    Raises: DataError: no folder holds files, truth without its days, or --make-sample with folders.
+    Raises: DataError: no folder holds files, or truth without its days.
     """
     given = {name: getattr(args, f"{name}_folders") for name in FOLDERS}
     given = {name: folders for name, folders in given.items() if folders}
@@ -81,11 +77,6 @@ def choose_folders(args):
     for name in ("train", "eval"):
         if f"{name}_hr" in given and name not in given:
             raise DataError(f"--{name}-hr-folders needs --{name}-folders: the LR days that the truth is paired with")
-    if args.make_sample:
-        if given:
-            raise DataError(f"--make-sample lists its own archive in {SAMPLE}; give it no other folder")
-        runpy.run_path(str(Path(__file__).parent / "jobs/sample.py"))["make_sample"](SAMPLE)
-        return {name: [f"{SAMPLE}/Data{name.title()}"] for name in DEFAULTS}
     return given or default_folders()
 
 
@@ -104,7 +95,7 @@ def default_folders():
     if not found:
         raise DataError(
             f"{', '.join(DEFAULTS.values())} hold no .nc file; lay your files there, name folders with "
-            "--train-folders, --eval-folders, --obj-folders, or try --make-sample"
+            "--train-folders, --eval-folders, --obj-folders, or try `bash jobs/quickstart.sh`"
         )
     return found
 

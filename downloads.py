@@ -715,9 +715,9 @@ def describe(lists):
         steps = Counter(f"{r['step']:g} degree ({r['rows']} x {r['cols']})" for r in records)
         units = Counter(f"{r['units']} (from {r['units_from']})" for r in records)
         archives = sorted({r["archive"] for r in records if r["archive"]})
-        generated = f"; {', '.join(archives).upper()}: not observations" if archives else ""
+        label = f"; {', '.join(archives).upper()}" if archives else ""
         dates = f"{when(records[0]['time'])} to {when(records[-1]['time'])}"
-        lines.append(f"{name}: {len(records)} files, {dates}; {', '.join(steps)}; units {', '.join(units)}{generated}")
+        lines.append(f"{name}: {len(records)} files, {dates}; {', '.join(steps)}; units {', '.join(units)}{label}")
         rows.append((name, *_row(records)))
         odd += [f"  {name}: {words}" for words in _odd(records)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -236,7 +236,7 @@ def plot_members(lr, hr, members, *, levels=None, target=None, caption="", archi
     rows = -(-len(panels) // columns)
     head, gap, bar = 26, 10, 80  # pixels of the picture: title of a panel, between panels, colour bar
     width = columns * (w + gap) + gap + bar
-    foot, top = 12 + 12 * len(_caption_lines(caption, width / 100)), 18 if _generated(archive) else 0
+    foot, top = 12 + 12 * len(_caption_lines(caption, width / 100)), 18 if archive else 0
     height = rows * (h + head) + foot + top
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     for k, (title, field) in enumerate(panels.items()):
@@ -355,27 +355,21 @@ def _figure(rows, columns, size):
 
 
 def _sign(figure, caption, archive):
-    """Write the caption below a figure, and above it a warning where the data are a generated sample."""
+    """Write the caption below a figure, and above it what the files say of themselves by their attribute `archive`."""
     width, height = figure.get_size_inches()
     text = "\n".join(_caption_lines(caption, width))
     figure.text(0.04 / width, 0.04 / height, text, fontsize=7.5, va="bottom")
     if figure.get_layout_engine() is not None:
         bottom = (0.1 + 0.14 * (text.count("\n") + 1)) / height
         figure.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom - (0.25 if archive else 0.06) / height))
-    if _generated(archive):
-        figure.text(
-            0.995, 0.995, "GENERATED SAMPLE, not observations", color="#D55E00", weight="bold", ha="right", va="top"
-        )
+    if archive:
+        figure.text(0.995, 0.995, archive.upper(), color="#D55E00", weight="bold", ha="right", va="top")
     return figure
 
 
 def _caption_lines(caption, width):
     """A caption in lines for a figure of this width, inches."""
     return textwrap.wrap(caption.lstrip("; "), max(40, int(17 * width)))
-
-
-def _generated(archive):
-    return "generated" in str(archive or "").lower()
 
 
 def _rain_colours(levels):

@@ -6,9 +6,14 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, stage
+import xarray as xr
+from conftest import DATA, ROOT, needs_data, run, stage
+
+from reader import inspect_files, read_field
+from verification import pair_cells
 
 CASE = "daily_x40"
 NAMES = "nearest", "bilinear", "RainFARM", "ensemble mean", "one member", "ensemble"
@@ -204,6 +209,43 @@ def test_the_line_of_a_case_holds_the_figures_of_its_table(case):
         lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
         line = next(line for line in lines if line.startswith(f"| `{case}` |"))
         assert line.removesuffix(" |").split(" | ")[2:] == cells, name
+
+
+# ---------------------------------------------------------------- the sample
+
+SAMPLE = ROOT / "Data/Sample"
+
+
+def test_the_sample_is_small_whole_and_of_days(tmp_path, capsys):
+    """Real rain on whole degrees without gaps, light and heavy; what stands in for forecasts are its block means."""
+    files = sorted(SAMPLE.glob("Data*/2016_*.nc"))
+    assert len(files) == 9 and sum(path.stat().st_size for path in files) < 1.6e6
+    for path in files:
+        field, (record,) = read_field(path), inspect_files([path])[0]
+        assert record["period"] == 24 and record["missing"] == 0 and field.max() > 25
+        with xr.open_dataset(path) as file:
+            assert "public domain" in file.attrs["license"] and "MRMS" in file.attrs["source"]
+        if path.parent.name == "DataObj":
+            fine = read_field(SAMPLE / "DataEval" / path.name)
+            np.testing.assert_allclose(pair_cells(fine, field)[0][0], field.values.ravel(), atol=1e-4)
+            assert field.shape == (11, 11) and "no forecast" in field.attrs["archive"]
+        else:
+            edges = (field.lat[0] + 0.005, field.lat[-1] - 0.005, field.lon[0] - 0.005, field.lon[-1] + 0.005)
+            assert np.allclose(edges, np.round(edges)) and field.min() == 0
+    lists = [
+        word for name in ("train", "eval", "obj") for word in (f"--{name}-folders", SAMPLE / f"Data{name.title()}")
+    ]
+    run(1, *lists, "--output-folder", tmp_path)
+    assert "24 h (time_bnds)" in capsys.readouterr().out
+
+
+@needs_data
+def test_the_sample_is_cut_from_the_archive_again(tmp_path):
+    command = [sys.executable, ROOT / "jobs/sample.py", DATA / "daily", "--out", tmp_path]
+    assert not subprocess.run(command, capture_output=True).returncode
+    for path in sorted(SAMPLE.glob("Data*/2016_*.nc")):
+        with xr.open_dataset(path) as kept, xr.open_dataset(tmp_path / path.relative_to(SAMPLE)) as made:
+            xr.testing.assert_identical(kept.load(), made.load())
 
 
 # ---------------------------------------------------------------- shell

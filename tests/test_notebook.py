@@ -103,7 +103,7 @@ def test_generated_archive_with_truth_and_without_forecasts(project, tmp_path, m
     assert pictures == 4
     assert "target coarsen" in text
     assert "INTERPOLATION" not in text
-    assert "GENERATED SAMPLE: not observations" in text
+    assert "GENERATED SAMPLE" in text
     assert "nothing to show from here on" in text
 
 

@@ -1,12 +1,11 @@
 """The job scripts of jobs/, submitted to a real Slurm on one node (cluster.py); skipped where there can be none.
 
-The generated sample, at 0.1 degree, with tiny models. Trainings are sent the signal of their time limit; Slurm's own
+A small archive at 0.1 degree, with tiny models. Trainings are sent the signal of their time limit; Slurm's own
 limit, whose signal may come half a minute early, ends a stand-in.
 """
 
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -16,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 from cluster import missing, missing_qsub, one_node, wait_for
-from conftest import ROOT, TINY, run
+from conftest import ROOT, TINY, make_archive, run
 
 import utils
 
 SECONDS = 600  # limit of every wait: a busy machine takes long to import torch
 FOLDERS = [
-    word for name in ("train", "eval", "obj") for word in (f"--{name}-folders", f"Data/Sample/Data{name.title()}")
+    word for name in ("train", "eval", "obj") for word in (f"--{name}-folders", f"Data/Archive/Data{name.title()}")
 ]
 TRAIN = ["--hr-step", "0.1", *map(str, TINY), "--epoch-steps", "4"]  # few validations: each draws figures
 ONE = [*TRAIN, "--lr-step", "1", "--data-folder", "Data/Lists"]
@@ -74,7 +73,7 @@ class Slurm:
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
-    """The sample, its lists in Data/Lists, and a cluster on which the pipeline has been submitted."""
+    """A small archive, its lists in Data/Lists, and a cluster on which the pipeline has been submitted."""
     reason = missing()
     if reason:
         pytest.skip(f"no Slurm: {reason}")
@@ -84,8 +83,7 @@ def slurm(tmp_path_factory):
         shutil.copy(path, home)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        days = {"train_days": 3, "eval_days": 6, "forecasts": 2, "hr_train_days": 0, "hr_eval_days": 0}
-        runpy.run_path(str(ROOT / "jobs/sample.py"))["make_sample"]("Data/Sample", **days)
+        make_archive(home / "Data/Archive", train_days=3, eval_days=6, forecasts=2)
         run(1, *FOLDERS, "--output-folder", "Data/Lists")
     with one_node() as environment:
         slurm = Slurm(home, environment)
@@ -95,7 +93,7 @@ def slurm(tmp_path_factory):
 
 
 def submit_chain(slurm):
-    """[job]: the pipeline on the sample, training by two tasks and the evaluation days shared by an array of two."""
+    """[job]: the pipeline on the archive, training by two tasks and the evaluation days shared by an array of two."""
     said = slurm.call(
         "bash",
         "jobs/pipeline.slurm.sh",
@@ -240,7 +238,7 @@ def test_the_pbs_pipeline_runs_through_a_qsub_over_slurm(pbs):
     home = pbs.home / "pbs"
     shutil.copytree(ROOT / "jobs", home / "jobs", ignore=shutil.ignore_patterns("*.out"))
     (home / "Data").mkdir()
-    (home / "Data/Sample").symlink_to(pbs.home / "Data/Sample")
+    (home / "Data/Archive").symlink_to(pbs.home / "Data/Archive")
     for path in ROOT.glob("*.py"):
         shutil.copy(path, home)
     said = Slurm(home, pbs.environment).call(
