@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import IdentityTransform
 
 from datasets import block_mean
-from utils import log, progress, read_output, when, whole_file
+from utils import DataError, log, progress, read_output, when, whole_file
 from verification import QQ_LEVELS
 
 # Amounts at which the colour of rain changes, mm, and the colour from each on: one amount has one colour in every map.
@@ -52,7 +52,7 @@ STYLES = {
 # fmt: off
 __all__ = [
     "close_up", "levels_for", "plot_evaluation", "plot_forecasts", "plot_maps", "plot_members", "plot_qq",
-    "plot_scores", "plot_sites", "save_figure", "wettest_window",
+    "plot_scores", "plot_sites", "plot_training", "save_figure", "wettest_window",
 ]
 # fmt: on
 
@@ -277,11 +277,17 @@ def plot_qq(truth, members, *, caption="", archive=None, names=("truth", "downsc
 def plot_sites(sr, reference, *, caption="", archive=None, names=("reference", "downscaled")):
     """Draw a Q-Q plot at every site, laid out as on the map: all values, sorted, or 200 quantiles where there are more.
 
-    Axes are linear up to the first tick and logarithmic beyond.
+    Axes are linear up to the first tick and logarithmic beyond. Of several members the points are the mean of their
+    quantiles, and a band reaches from the least to the largest.
 
-    Args: sr and reference (n, lat, lon), DataArrays, mm, on the same sites; lat and lon of sr are the titles.
+    Args: sr ([member,] n, lat, lon) and reference (n, lat, lon), DataArrays, mm, on the same sites; lat and lon of sr
+        are the titles.
     """
-    (n, h, w), top = sr.shape, float(max(np.nanmax(sr), np.nanmax(reference), 0.2)) * 1.3
+    (n, h, w), members, top = (
+        reference.shape,
+        sr.sizes.get("member", 1),
+        float(max(np.nanmax(sr), np.nanmax(reference), 0.2)) * 1.3,
+    )
     side, across, down = float(np.clip(10.5 / max(h, w), 0.95, 2.4)), 0.12, 0.3  # inches of a panel and between two
     width, height = 1.0 + w * side + (w - 1) * across, 1.4 + h * side + (h - 1) * down
     width, figure = max(width, 5), Figure(figsize=(max(width, 5), height))
@@ -297,12 +303,13 @@ def plot_sites(sr, reference, *, caption="", archive=None, names=("reference", "
     first = 1 if top > 20 else 0.1
     ticks = [0, *(10.0**k for k in range(-1, 4) if first <= 10.0**k < top)]
     for i, j in np.ndindex(h, w):
-        ax, pair = axes[i, j], np.stack([field.values[:, i, j] for field in (reference, sr)])
-        pair = pair[:, np.isfinite(pair).all(0)]
+        ax, values = axes[i, j], np.vstack([reference.values[:, i, j], sr.values[..., i, j].reshape(members, n)])
+        values = values[:, np.isfinite(values).all(0)]
         ax.plot([0, top], [0, top], color="0.6", lw=0.7)
-        if pair.size:
-            points = np.quantile(pair, np.linspace(0, 1, min(pair.shape[1], 200)), axis=1)
-            ax.plot(*points.T, ".", ms=3, color=STYLES["ensemble"][0])
+        if values.size:
+            known, *made = np.quantile(values, np.linspace(0, 1, min(values.shape[1], 200)), axis=1).T
+            ax.fill_between(known, np.min(made, 0), np.max(made, 0), color=STYLES["ensemble"][0], alpha=0.3, lw=0)
+            ax.plot(known, np.mean(made, 0), ".", ms=3, color=STYLES["ensemble"][0])
         else:
             ax.text(0.5, 0.5, "missing", fontsize=7, color="0.5", ha="center", va="center", transform=ax.transAxes)
         ax.set_xscale("symlog", linthresh=first)
@@ -316,7 +323,8 @@ def plot_sites(sr, reference, *, caption="", archive=None, names=("reference", "
         ax.tick_params(labelsize=7 if side < 1.5 else 8, labelleft=j == 0, labelbottom=i == h - 1, length=2)
     figure.supxlabel(f"{names[0]}, mm", fontsize=9, y=0.35 / height)
     figure.supylabel(f"{names[1]}, mm", fontsize=9, x=0.1 / width)
-    return _sign(figure, f"{caption}; up to {n} values at each of {h * w} sites, sorted", archive)
+    words = f"; points: mean of {members} members, band: least to largest" if members > 1 else ""
+    return _sign(figure, f"{caption}; up to {n} values at each of {h * w} sites, sorted{words}", archive)
 
 
 def plot_scores(curves, *, caption="", archive=None, target=None):
@@ -344,6 +352,34 @@ def plot_scores(curves, *, caption="", archive=None, target=None):
     words += f"{curves['blocks']} blocks"
     words += "; no truth: the input, interpolated, stands for it" if target == "interpolate" else ""
     return _sign(figure, f"{caption}; {words}; points of the reliability: 50 pixels or more", archive)
+
+
+def plot_training(folder):
+    """Draw the curves of a training: scores of the held-out windows, and losses, over its steps.
+
+    Args: folder: of the TensorBoard events that stage 2 wrote, such as runs/pre_srgan_x100.
+    Raises: DataError: it holds no curves.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    curves = {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    if not curves:
+        raise DataError(f"{folder}: no curves; expected the TensorBoard events of 2train.py")
+    figure, axes = _figure(1, 2, (4.8, 3.2))
+    scores = {"valid/crps": "members", "valid/mae_bilinear": "bilinear"}
+    losses = {name: name for name in curves if name.startswith("Loss_")}
+    for ax, shown in zip(axes[0], (scores, losses), strict=True):
+        for number, (name, label) in enumerate(shown.items()):
+            style = {"color": STYLES["ensemble" if label == "members" else label][0]} if shown is scores else {}
+            ax.plot(
+                *zip(*sorted(curves.get(name, [])), strict=True), marker="o.^v"[number % 4], ms=4, label=label, **style
+            )
+        ax.legend(fontsize=8)
+        ax.set_xlabel("step")
+    axes[0, 0].set(title="held-out windows", ylabel="CRPS, mm", ylim=(0, None))
+    axes[0, 1].set(title="losses of the training")
+    return _sign(figure, f"{folder}; CRPS of a single field is its mean absolute error", None)
 
 
 # ---------------------------------------------------------------- parts of a figure

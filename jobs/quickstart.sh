@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs all five stages on a generated sample archive: `bash jobs/quickstart.sh`. About ten minutes on two cores, not counting
-# the installation. Everything stays in Data/Sample, where an earlier quickstart is replaced; your own files are not touched.
+# Shows the program on three days of real rain: `bash jobs/quickstart.sh`. After a minute the first result: a shipped model
+# downscales days it never saw, scored against the truth, and a picture. Then it trains a small model, runs the other stages and
+# the notebook; under six minutes on two cores, not counting the installation. What it makes lies in Data/Sample/JsonPath,
+# SavedModels, DataResults and runs, where an earlier quickstart is replaced; your own files are not touched.
 #
-#   MINUTES        of training, for both models together (default: 6)
-#   MEMBERS        of each ensemble (default: 6)
+#   MINUTES        of training (default: 2)
+#   MEMBERS        of each ensemble (default: 4)
 #   VENV, PYTHON   the environment, see jobs/environment.sh
-#
-# The sample holds 0.01 degree truth, so the models learn from it (target coarsen) and are scored on days they never saw.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=jobs/environment.sh
@@ -22,15 +22,14 @@ case "${1:-}" in
     exit 2
     ;;
 esac
+[[ "${MINUTES:-2}" =~ ^[0-9]+(\.[0-9]+)?$ ]] || { echo "error: MINUTES=$MINUTES: expected a number, such as 2 or 0.5" >&2; exit 2; }
 use_environment requirements.txt
 export MPLBACKEND=Agg
 sample=Data/Sample
-days=$sample/JsonPath truth=$sample/JsonTruth models=$sample/SavedModels results=$sample/DataResults
-x100=$models/pre_srgan_coarsen_x100.pth x40=$models/pre_srgan_coarsen_x40.pth
-[[ "${MINUTES:-6}" =~ ^[0-9]+(\.[0-9]+)?$ ]] || { echo "error: MINUTES=$MINUTES: expected a number, such as 6 or 1.5" >&2; exit 2; }
-half=$(LC_ALL=C awk -v minutes="${MINUTES:-6}" 'BEGIN { print minutes / 2 }')
+lists=$sample/JsonPath model=$sample/SavedModels/small_x100.pth results=$sample/DataResults
+days=$results/ResultEval forecasts=$results/ResultObj
 started=$SECONDS
-rm -rf "$models" "$results" "$sample/runs"
+rm -rf "$lists" "${model%/*}" "$results" "$sample/runs"
 
 stage() { # what it is, what it reads, what it writes; then the command
     local begun=$SECONDS
@@ -41,28 +40,28 @@ stage() { # what it is, what it reads, what it writes; then the command
     echo "   took $((SECONDS - begun)) s"
 }
 
-stage "1 sample archive and its lists" "nothing" "$sample/{DataTrain,DataEval,DataObj,HrTrain,HrEval}, $days/Pre*.json" \
-    python 1create_data_lists.py --make-sample
-stage "1 lists of the 0.01 degree truth" "$sample/HrTrain, $sample/HrEval" "$truth/Pre*.json" \
-    python 1create_data_lists.py --train-folders "$sample/HrTrain" --eval-folders "$sample/HrEval" --output-folder "$truth"
-stage "2 training x100, 1 to 0.01 degree" "$truth/PreTrain.json" "$x100, $sample/runs" \
-    python 2train.py --data-folder "$truth" --target coarsen --region all --lr-step 1 --checkpoint "$x100" --max-minutes "$half" --runs "$sample/runs"
-stage "2 training x40, 0.4 to 0.01 degree" "$truth/PreTrain.json" "$x40, $sample/runs" \
-    python 2train.py --data-folder "$truth" --target coarsen --region all --lr-step 0.4 --checkpoint "$x40" --max-minutes "$half" --runs "$sample/runs"
-stage "5 pairs of the evaluation days" "$truth/PreEval.json" "$results/ResultEval/NN_pre_lr.nc, NN_pre_hr.nc" \
-    python 5interpolation.py --split eval --data-folder "$truth" --target coarsen --region all --lr-step 1 --out "$results/ResultEval"
-stage "5 pairs of the forecasts" "$days/PreObj.json" "$results/ResultObj/NN_pre_lr.nc, NN_pre_hr.nc" \
-    python 5interpolation.py --split obj --data-folder "$days" --out "$results/ResultObj"
-stage "3 downscaling the evaluation days" "$truth/PreEval.json, $x100" "$results/ResultEval/NN_pre_sr.nc, scores.csv, plots" \
-    python 3downscale_eval.py --data-folder "$truth" --checkpoint "$x100" --out "$results/ResultEval" --members "${MEMBERS:-6}" --plots
-stage "4 downscaling the forecasts" "$days/PreObj.json, $days/PreEval.json, $x40" "$results/ResultObj/NN_pre_sr.nc, scores.csv, plots" \
-    python 4downscale_obj.py --data-folder "$days" --checkpoint "$x40" --region 106 110 26 30 --out "$results/ResultObj" --members "${MEMBERS:-6}" --plots
-RUN=$sample stage "notebook" "$results" "$results/Eval_Correctness.ipynb, Eval_Correctness.html" \
-    python -m nbconvert --KernelManager.transport=ipc --to notebook --execute Eval_Correctness.ipynb --output-dir "$results" --log-level ERROR
-python -m nbconvert --to html "$results/Eval_Correctness.ipynb" --log-level ERROR
+stage "1 lists of the sample" "$sample/DataTrain, DataEval, DataObj" "$lists/Pre*.json" \
+    python 1create_data_lists.py --train-folders $sample/DataTrain --eval-folders $sample/DataEval --obj-folders $sample/DataObj --output-folder $lists
+stage "3 days of 1 degree to 0.01 degree, with the shipped model" "$lists/PreEval.json, Data/SavedModels/daily_x100.pth" "$days/NN_pre_sr.nc, scores.csv, plots" \
+    python 3downscale_eval.py --data-folder $lists --checkpoint Data/SavedModels/daily_x100.pth --members "${MEMBERS:-4}" --plots --out $days
+printf '\n== first result after %d s. Open this picture: input, truth and members at full resolution\n   %s\n' $((SECONDS - started)) "$PWD/$days/plots/members.png"
+
+stage "2 training a small model of your own" "$lists/PreTrain.json" "$model, $sample/runs" \
+    python 2train.py --data-folder $lists --target coarsen --region all --lr-step 1 --window 3 3 --valid-share 0.5 --valid-windows 4 --epoch-steps 40 \
+    --max-minutes "${MINUTES:-2}" --checkpoint $model --runs $sample/runs
+stage "its curve" "$sample/runs" "$results/training.png" \
+    python jobs/report.py curve $sample/runs/small_x100 $results/training.png
+stage "4 what stands in for forecasts, 0.4 to 0.01 degree" "$lists/PreObj.json, Data/SavedModels/daily_x40.pth" "$forecasts/NN_pre_sr.nc, scores.csv, plots" \
+    python 4downscale_obj.py --data-folder $lists --checkpoint Data/SavedModels/daily_x40.pth --members "${MEMBERS:-4}" --plots --out $forecasts
+stage "5 pairs of the days" "$lists/PreEval.json" "$days/NN_pre_lr.nc, NN_pre_hr.nc" \
+    python 5interpolation.py --split eval --data-folder $lists --target coarsen --region all --lr-step 1 --out $days
+stage "5 pairs of what stands in for forecasts" "$lists/PreObj.json" "$forecasts/NN_pre_lr.nc, NN_pre_hr.nc" \
+    python 5interpolation.py --split obj --data-folder $lists --out $forecasts
+RUN=$sample stage "notebook" "$results" "$results/Eval_Correctness.html" \
+    python -m nbconvert --KernelManager.transport=ipc --to html --execute Eval_Correctness.ipynb --output-dir $results --log-level ERROR
 
 printf '\n== done in %d min %02d s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60))
-python jobs/report.py quickstart "$results"
-echo "pictures: $results/ResultEval/plots, $results/ResultObj/plots"
-printf '  %s\n' "$results"/Result*/plots/*.png
-echo "notebook: $results/Eval_Correctness.html; training curves: tensorboard --logdir $sample/runs"
+echo "picture:  $PWD/$days/plots/members.png"
+echo "scores:   $days/scores.csv; of the forecasts' block means: $forecasts/scores.csv"
+echo "training: $results/training.png, or tensorboard --logdir $sample/runs"
+echo "notebook: $PWD/$results/Eval_Correctness.html"

@@ -1,14 +1,16 @@
-"""What the scripts of jobs/ print and write beside the numbered stages: missing packages, and tables of scores.
+"""What the scripts of jobs/ print and write beside the numbered stages: missing packages, tables of scores, a curve.
 
-Reads   scores.csv of stages 3 and 4; for the ablation also the checkpoint beside each folder
+Reads   scores.csv of stages 3 and 4; for the ablation also the checkpoint beside each folder; for the curve the events
+        of stage 2
 Writes  the tables of Data/SavedModels/README.md and the figures of both READMEs (`readme` alone; the others print)
 
     python jobs/report.py packages torch xarray
-    python jobs/report.py quickstart Data/Sample/DataResults
+    python jobs/report.py curve Data/Sample/runs/small_x100 Data/Sample/training.png
     python jobs/report.py ablation scratch/ablation
     python jobs/report.py readme scratch/results daily_x100 daily_x40
 
-Runs with the standard library alone, since it is what says that a package is missing; `ablation` loads PyTorch.
+Runs with the standard library alone, since it is what says that a package is missing; `ablation` loads PyTorch, `curve`
+the rooms of the house.
 """
 
 import argparse
@@ -69,10 +71,9 @@ def parse_args(argv):
         default="install the rest: bash jobs/environment.sh, or pip install -r requirements.txt",
         help="what the line tells the reader to do (default: %(default)s)",
     )
-    sub = add("quickstart", report_quickstart, "print the scores of the quickstart's evaluation days and forecasts")
-    sub.add_argument(
-        "folder", type=Path, help="the folder of ResultEval and ResultObj, such as Data/Sample/DataResults"
-    )
+    sub = add("curve", report_curve, "draw the scores and losses of a training as a picture")
+    sub.add_argument("folder", type=Path, help="the TensorBoard events of a model, such as runs/pre_srgan_x100")
+    sub.add_argument("picture", type=Path, help="the PNG to write")
     sub = add("ablation", report_ablation, "print one Markdown row for each variant, the mean over its seeds")
     sub.add_argument("folder", type=Path, help="holds VARIANT-SEED.pth and VARIANT-SEED/scores.csv")
     sub = add("readme", report_readme, f"put scores into {DETAILS} and the two READMEs of the current folder")
@@ -110,7 +111,7 @@ def realism_figure(row, keys):
     return "/".join(f"{value:.2f}" for value in values if value == value)
 
 
-# ---------------------------------------------------------------- packages, quickstart, ablation
+# ---------------------------------------------------------------- packages, curve, ablation
 
 
 def report_packages(args):
@@ -119,19 +120,11 @@ def report_packages(args):
         sys.exit(f"error: {sys.executable} lacks {', '.join(missing)}; {args.advice}")
 
 
-def report_quickstart(args):
-    scores = read_scores(args.folder / "ResultEval/scores.csv")
-    columns = {"crps": "CRPS", "rmse": "RMSE", "qq_rmse": "Q-Q RMSE", "p999_ratio": "P99.9"}
-    columns |= {"lsd_db": "spectrum, dB", "conservation_mm": "block means"}
-    print("Evaluation days of the GENERATED sample (not observations), x100 against its 0.01 degree truth, mm:")
-    print(" " * 14 + "".join(f"{title:>13s}" for title in columns.values()))
-    for name, words in (("bilinear", "bilinear"), ("ensemble mean", "ours, mean"), ("ensemble", "ours, members")):
-        print(f"{words:14s}" + "".join(f"{float(scores[name][key]):13.3g}" for key in columns))
-    print("(CRPS: continuous ranked probability score, of one field its mean absolute error; Q-Q RMSE: of the")
-    print(" quantiles; P99.9: 99.9 % quantile over the observed one, best at 1, the others at 0)")
-    for name, row in read_scores(args.folder / "ResultObj/scores.csv").items():
-        sr, reference, qq = (float(row[key]) for key in ("mean_sr", "mean_reference", "qq_rmse"))
-        print(f"forecasts x40, {name}: mean {sr:.2f} against {reference:.2f} mm, Q-Q RMSE {qq:.2g} mm")
+def report_curve(args):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from plots import plot_training, save_figure
+
+    print(f"drew {save_figure(plot_training(args.folder), args.picture)}")
 
 
 def report_ablation(args):

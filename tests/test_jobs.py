@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,10 @@ import pytest
 import torch
 import xarray as xr
 from conftest import DATA, ROOT, needs_data, run, stage
+from torch.utils.tensorboard import SummaryWriter
 
+import plots
+from downscaling import downscale_parser
 from reader import inspect_files, read_field
 from verification import pair_cells
 
@@ -70,18 +74,19 @@ def test_a_missing_package_is_one_line_and_needs_no_other_package():
 # ---------------------------------------------------------------- tables
 
 
-def test_quickstart_prints_the_scores_of_days_and_forecasts(tmp_path):
-    write_csv(tmp_path / "ResultEval/scores.csv", made_scores())
-    forecasts = [{"name": "skill: analysed day", "mean_sr": 11.254, "mean_reference": 13.14, "qq_rmse": 4.2}]
-    write_csv(tmp_path / "ResultObj/scores.csv", forecasts)
-    lines = report("quickstart", tmp_path).stdout.splitlines()
-    assert "GENERATED" in lines[0] and "not observations" in lines[0]
-    assert lines[1].split("  ")[-1] == "block means" and max(map(len, lines)) <= 100
-    assert "CRPS         RMSE     Q-Q RMSE        P99.9 spectrum, dB" in lines[1]
-    assert lines[2].split() == ["bilinear", "1.02", "1.01", "1.05", "1.07", "1.08", "1.16"]
-    assert lines[3].startswith("ours, mean ") and lines[4].startswith("ours, members ")
-    assert lines[4].split()[2:] == ["5.02", "5.01", "5.05", "5.07", "5.08", "1.4e-06"]
-    assert lines[-1] == "forecasts x40, skill: analysed day: mean 11.25 against 13.14 mm, Q-Q RMSE 4.2 mm"
+def test_the_curve_of_a_training_is_drawn_and_a_folder_without_events_is_named(tmp_path):
+    with SummaryWriter(tmp_path / "events") as board:
+        for step in (4, 2):
+            for name in ("valid/crps", "valid/mae_bilinear", "Loss_c", "Loss_d"):
+                board.add_scalar(name, 1 / step, step)
+    figure = plots.plot_training(tmp_path / "events")
+    lines = {line.get_label(): line for ax in figure.axes for line in ax.lines}
+    assert set(lines) == {"members", "bilinear", "Loss_c", "Loss_d"}
+    assert list(lines["members"].get_xdata()) == [2, 4] and list(lines["members"].get_ydata()) == [0.5, 0.25]
+    done = report("curve", tmp_path / "events", tmp_path / "curve.png")
+    assert done.returncode == 0 and (tmp_path / "curve.png").stat().st_size > 5000, done.stderr
+    done = report("curve", tmp_path, tmp_path / "other.png")
+    assert done.returncode == 1 and f"error: {tmp_path}: no curves" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_ablation_prints_the_mean_of_each_variants_seeds(tmp_path):
@@ -181,12 +186,6 @@ def test_realism_follows_in_both_tables_where_it_was_scored(documents):
             "0.91/0.87, 0.91/0.87, **0.91/0.87**",
             "0.50, 0.50, **0.50**",
         ]
-
-
-def test_missing_scores_are_named():
-    done = report("quickstart", "nowhere")
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and "nowhere" in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 def cell(figures):
@@ -295,6 +294,37 @@ def run_script(name, *words, tmp_path, python="", **variables):
 def test_the_quickstart_refuses_minutes_that_are_no_number(tmp_path):
     done = run_script("quickstart.sh", tmp_path=tmp_path, MINUTES="soon")
     assert done.returncode == 2 and "MINUTES=soon: expected a number" in done.stderr
+
+
+def test_the_quickstart_begins_with_the_shipped_model_and_each_command_is_understood(tmp_path):
+    """Its commands, run by a python that only writes them down, name files that are there and known options."""
+    script = (ROOT / "jobs/quickstart.sh").read_text(encoding="utf-8")
+    for folder in ("jobs", "Data/Sample", "venv/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("quickstart.sh", "environment.sh"):
+        shutil.copy(ROOT / "jobs" / name, tmp_path / "jobs")
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    for program in ("python", "pip"):
+        (tmp_path / "venv/bin" / program).write_text('#!/bin/sh\necho "$*" >>log\n')
+        (tmp_path / "venv/bin" / program).chmod(0o755)
+    env = os.environ | {"VENV": str(tmp_path / "venv")}
+    done = subprocess.run(["bash", "jobs/quickstart.sh"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    commands = [line.split() for line in (tmp_path / "log").read_text().splitlines() if not line.startswith("-m pip")]
+    assert [words[0][0] for words in commands] == ["1", "3", "2", "j", "4", "5", "5", "-"]
+    for words in commands:
+        if words[0][0].isdigit():
+            parse = stage(words[0][0]).get("parse_args", downscale_parser("", "").parse_args)
+            parse(words[1:])
+        for word in words:
+            assert (
+                not word.startswith(("Data/SavedModels/", "Data/Sample/DataE", "Data/Sample/DataO"))
+                or (ROOT / word).exists()
+            )
+    first = done.stdout.index("first result after")
+    assert "3downscale_eval.py" in done.stdout[:first] and "2train.py" in done.stdout[first:]
+    assert "plots/members.png" in done.stdout[first:].splitlines()[1] and done.stdout.count("took ") == len(commands)
+    assert "--make-sample" not in script
 
 
 def test_the_ablation_trains_and_scores_each_variant_with_each_seed(tmp_path):

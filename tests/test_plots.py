@@ -23,6 +23,19 @@ def field_of(values, **attrs):
     return xr.DataArray(values, dims=dims, coords=coords, attrs=attrs)
 
 
+def test_sites_show_members_as_a_band():
+    """Points are the mean of the members' quantiles, the band reaches from the least to the largest."""
+    values = np.arange(12, dtype=float).reshape(3, 2, 2)
+    reference = xr.DataArray(values, {"lat": [31, 30], "lon": [106, 107]}, ("time", "lat", "lon"))
+    sr = xr.concat([reference - 1, reference, reference + 4], "member")
+    figure = plots.plot_sites(sr, reference, caption="test")
+    (band,), points = figure.axes[3].collections, figure.axes[3].lines[1]
+    np.testing.assert_allclose(points.get_ydata(), points.get_xdata() + 1)
+    assert band.get_datalim(figure.axes[3].transData).ymax == pytest.approx(11 + 4)
+    assert "mean of 3 members, band: least to largest" in words(figure)
+    assert "band" not in words(plots.plot_sites(reference, reference))
+
+
 def words(figure):
     return " ".join(text.get_text() for text in figure.findobj(match=lambda a: hasattr(a, "get_text")))
 
