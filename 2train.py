@@ -18,6 +18,7 @@ import settings
 import utils
 from datasets import DataConfig, training_configs
 from settings import GeneratorConfig, TrainConfig, given
+from static import add_static_option
 from utils import DataError, log
 
 SHOWN = {  # defaults in --help
@@ -33,6 +34,7 @@ def parse_args(argv=None):
     )
     utils.add_data_arguments(parser, default=None)
     settings.add_settings(parser, DataConfig, shown=SHOWN)
+    add_static_option(parser, "fields of the ground (orography, land share) at the HR step or finer; slopes are made")
     add = parser.add_argument_group("what is kept").add_argument
     add(
         "--checkpoint",

@@ -56,8 +56,8 @@ MAKE_DAYS = "python 1create_data_lists.py --make-days"  # the command that turns
 
 # fmt: off
 __all__ = [
-    "MAKE_DAYS", "MAX_CELLS", "UNITS", "Grid", "axes_of", "canonical", "choose", "grid_of", "inspect_files", "newest",
-    "opened", "ratio", "read_field", "to_mm",
+    "MAKE_DAYS", "MAX_CELLS", "UNITS", "Grid", "axes_of", "canonical", "choose", "grid_of", "inspect_files",
+    "lay_out", "newest", "opened", "ratio", "read_field", "to_mm",
 ]
 # fmt: on
 
@@ -93,7 +93,7 @@ def canonical(field, path=None, units=None, dataset=None, undecided=None):
     name = str(path) if path else "the field"
     try:
         refuse_other(field)
-        values, lats, lons = _lay_out(field, dataset)
+        values, lats, lons = lay_out(field, dataset)
         bounds = time_bounds(field, dataset)
         time, reference = _field_times(field, path, bounds)
         own = own_units(field, overridden=units)
@@ -320,7 +320,7 @@ def _regrid(field, dataset):
     )
 
 
-def _lay_out(field, dataset=None):
+def lay_out(field, dataset=None):
     """Turn a field north up and west to east: (values (lat, lon), latitudes, longitudes in [-180, 180)), float64.
 
     The nodes are the middles of the cells that lat and lon bounds give, where there are any.

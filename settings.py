@@ -16,7 +16,7 @@ from utils import MANY, DataError
 # fmt: off
 __all__ = [
     "GeneratorConfig", "LENGTH", "LOSSES", "NETWORK", "RECIPE", "RECIPES", "SetField", "TRANSFORMS", "TrainConfig",
-    "add_settings", "check_settings", "given", "option", "prime_factors",
+    "YOUR_DATA", "add_settings", "check_settings", "given", "option", "prime_factors",
 ]
 # fmt: on
 
@@ -113,6 +113,7 @@ def given(args, cls):
 
 
 NETWORK, RECIPE, LENGTH = "the network", "how it learns", "how long it trains"  # headings of stage 2's --help
+YOUR_DATA = "your data"
 LOSSES = ("crps", "mse", "l1", "vgg")
 TRANSFORMS = ("log", "minmax", "zscore", "decimal", "mean", "binarise", "mean_over_max")
 

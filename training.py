@@ -31,11 +31,13 @@ import critic
 import datasets
 import models
 import realism
+import static
 import utils
 import verification
 from settings import RECIPES, GeneratorConfig, TrainConfig, given
 from threads import Threads
 from utils import AverageMeter, DataError, log
+from windows import Windows
 
 WARM_UP = 200  # steps of linear warm-up; the length of a run with --max-minutes is first fitted after them
 REFIT = 20  # steps after which that length is fitted again: the pace of a shared machine changes
@@ -57,7 +59,8 @@ def train_model(config, path, args, group, clock):
     """
     dataset = datasets.SRDataset(args.data_folder, "train", **asdict(config))
     state = open_state(config, path, args, group, dataset)
-    loader, validator = WindowLoader(state, dataset), Validator(state, dataset)
+    maps = {plan.core: state.static.on(plan.core) for plan in dataset.plans} if state.static else None
+    loader, validator = WindowLoader(state, dataset, maps), Validator(state, dataset, maps)
     loader.prepare(state.step).result()  # refuses where the data have no such window, before anything is moved away
     make_room(state, path, args)
     announce(state, dataset, path, validator.held_out)
@@ -210,6 +213,9 @@ def choose_settings(args, config, dataset):
     shape = GeneratorConfig(scale=config.scale, **{**network, "position_channels": 0})  # refused before work is done
     if "window" not in given(args, TrainConfig) and not network.get("position_channels"):
         train = fitting_windows(train, config, dataset, fixed=given(args, TrainConfig))
+    if args.static:
+        cores = [plan.core for plan in dataset.plans]
+        shape = replace(shape, static_fields=static.describe_fields(args.static, cores))
     if not shape.noise_channels:
         train = replace(train, members=1)  # without noise all members are the same
     if network.get("position_channels"):
@@ -239,7 +245,7 @@ def fitting_windows(train, config, dataset, *, fixed=()):
         widest = {"sides": sides and (sides[1],) * 2, "crop": side, "valid_share": train.valid_share}
         try:
             for part in ("train", "valid") if train.valid_share else ("train",):
-                datasets.Windows(dataset, part=part, seed=train.seed, **widest).batch(0, 1)
+                Windows(dataset, part=part, seed=train.seed, **widest).batch(0, 1)
         except DataError as error:
             refusal = refusal or error  # that of the largest window
             continue
@@ -334,6 +340,7 @@ class State:
         self.saved, self.bytes = None, 0  # step of the last checkpoint; sent to other processes
         self.region_cells = None  # of a generator that is tied to one region
         self.opened = None  # the file it was resumed from
+        self.static = None  # StaticFields
         if args.compile:  # not the trunk: the layout of its edges' gradients is not the compiler's (torch 2.14)
             self.generator.net.stages = torch.compile(self.generator.net.stages, dynamic=False)
 
@@ -408,6 +415,7 @@ class State:
             "scores": self.scores,
             "whole_steps": self.whole_steps,
             "data_folder": str(self.data_folder),
+            "static_files": self.static.files if self.static else [],
             "warnings": self.warnings(),
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()},
         }
@@ -468,6 +476,11 @@ def open_state(config, path, args, group, dataset):
         )
     state = State(config, *settings, args, group)
     state.interpolated = dataset.plans[0].interpolated
+    files = args.static or (kept or {}).get("static_files", [])
+    if bool(files) != bool(state.shape.static_fields):
+        raise DataError(f"--static: {found} was trained without static fields; leave it out, or train anew")
+    if files:
+        state.static = static.StaticFields(files, state.shape.static_fields)
     if state.shape.position_channels:
         state.region_cells = datasets.cells_of(dataset.plans[0].lr)
     if kept:
@@ -554,16 +567,17 @@ def window_sides(train, config, coarse=False):
 class WindowLoader:
     """Cuts the training windows of the next step in another thread while the networks work on this one."""
 
-    def __init__(self, state, dataset):
+    def __init__(self, state, dataset, maps=None):
         train, self.state = state.train, state
         common = {
             "valid_share": train.valid_share,
             "turn": not state.shape.position_channels,  # a fixed region keeps its north
             "amounts": train.amounts,
             "seed": train.seed,
+            "maps": maps,
         }
         self.windows = [
-            datasets.Windows(dataset, crop=crop, sides=sides, **common)
+            Windows(dataset, crop=crop, sides=sides, **common)
             for crop, sides in (window_sides(train, state.config, coarse) for coarse in (False, True))
         ]
         self.batch, (self.first, self.count) = train.batch, state.group.share(train.batch)
@@ -578,10 +592,14 @@ class WindowLoader:
         return self.coming[1]
 
     def get(self, step, device):
-        """The windows of a step: (lr (N, 1, h, w), hr (N, 1, H, W), weight (N, 1, 1, 1), box, file names), mm."""
+        """The windows of a step: (lr (N, 1, h, w), hr (N, 1, H, W), weight (N, 1, 1, 1), box, file names), mm, and the
+        static fields (N, S, h * scale, w * scale), or None."""
         batch = self.prepare(step).result()
-        lr, hr, weight = (torch.from_numpy(batch[k]).to(device, non_blocking=True) for k in ("lr", "hr", "weight"))
-        return lr, hr, weight[:, None, None, None], batch["box"], batch["source"]
+        lr, hr, weight, maps = (
+            None if batch[k] is None else torch.from_numpy(batch[k]).to(device, non_blocking=True)
+            for k in ("lr", "hr", "weight", "maps")
+        )
+        return lr, hr, weight[:, None, None, None], batch["box"], batch["source"], maps
 
 
 def step_noise(state, first, lr, box, stages=None):
@@ -612,14 +630,14 @@ def train_step(state, loader):
     train, scaler = state.train, state.scaler
     rate = learning_rate_share(train, state.step)
     set_learning_rate(state.opt_g, rate * train.learning_rate)
-    lr, hr, weight, box, files = loader.get(state.step, state.group.device)
+    lr, hr, weight, box, files, maps = loader.get(state.step, state.group.device)
     coarse = state.coarse(state.step)
     noise = step_noise(state, loader.first, lr, box, state.shape.coarse if coarse else None)
     state.opt_g.zero_grad(set_to_none=True), state.opt_d.zero_grad(set_to_none=True)
 
     # members of the generator against the truth
     with state.autocast():
-        members, detail = make_members(state.generator, lr, noise, train.members, box)  # (M, N, 1, H, W)
+        members, detail = make_members(state.generator, lr, noise, train.members, box, maps)  # (M, N, 1, H, W)
     hr = F.avg_pool2d(hr, hr.shape[-1] // members.shape[-1])  # in a coarse step
     losses = {"Loss_c": content_loss(state, members, hr, weight)}
     total = losses["Loss_c"] + train.restraint * rate * detail.square().mean()
@@ -648,10 +666,10 @@ def train_step(state, loader):
     return {f"{name}_coarse" if coarse else name: value for name, value in losses.items()}
 
 
-def make_members(generator, lr, noise, count, box):
+def make_members(generator, lr, noise, count, box, maps=None):
     """Make `count` members (M, N, 1, H, W) of a batch. Also returns the output before amounts."""
-    lr = lr.repeat(count, 1, 1, 1)
-    detail = generator.detail(*generator.encode(lr, noise[0]), noise[1:], box)
+    lr, maps = (x if x is None else x.repeat(count, 1, 1, 1) for x in (lr, maps))
+    detail = generator.detail(*generator.encode(lr, noise[0], maps), noise[1:], box, maps)
     return generator.finish(lr, detail, box).unflatten(0, (count, -1)), detail
 
 
@@ -761,7 +779,7 @@ def fit_length(state, clock, began, whole):
 class Validator:
     """Scores a generator on windows of held-out days, or of the held-out columns of a short list."""
 
-    def __init__(self, state, dataset):
+    def __init__(self, state, dataset, maps=None):
         train, (crop, sides) = state.train, window_sides(state.train, state.config)
         part = "valid" if train.valid_share else "train"
         common = {  # whole windows' worth of crops, as they are
@@ -770,8 +788,9 @@ class Validator:
             "part": part,
             "valid_share": train.valid_share,
             "turn": False,
+            "maps": maps,
         }
-        self.held_out = datasets.Windows(dataset, seed=train.seed, **common) if train.valid_share else None
+        self.held_out = Windows(dataset, seed=train.seed, **common) if train.valid_share else None
         self.shown = None  # (lr, hr, members, box) of the first window, for pictures
 
     def validate(self, state):
@@ -784,10 +803,18 @@ class Validator:
 
 
 def draw_windows(windows, count, group):
-    """This process's part of `count` windows to score: [(lr, hr, box, number)]."""
+    """This process's part of `count` windows to score: [(lr, hr, box, number, maps or None)]."""
     first, number = group.share(max(count, group.size))
     drawn = ((windows.batch(k, 1), k) for k in range(first, first + number))
-    return [(*map(torch.from_numpy, (batch["lr"], batch["hr"])), batch["box"], k) for batch, k in drawn]
+    return [
+        (
+            *map(torch.from_numpy, (batch["lr"], batch["hr"])),
+            batch["box"],
+            k,
+            None if batch["maps"] is None else torch.from_numpy(np.ascontiguousarray(batch["maps"])),
+        )
+        for batch, k in drawn
+    ]
 
 
 def merit(scores):
@@ -809,11 +836,12 @@ def assess(net, windows, group, members=4):
     """
     device, scale = group.device, net.scale
     sums, spectra, counts, textures, shown = torch.zeros(3, dtype=torch.float64), [], [], [], None
-    for lr, hr, box, k in windows if group.rank else utils.progress(windows, "validating"):
+    for lr, hr, box, k, maps in windows if group.rank else utils.progress(windows, "validating"):
         lr, hr, (r0, r1, c0, c1) = lr.to(device), hr.to(device), box
+        maps = maps if maps is None else maps.to(device)
         sources = [torch.Generator().manual_seed(1000 * k + m) for m in range(members)]
         drawn = [net.draw_noise(1, lr.shape[-2:], box, source) for source in sources]
-        made = torch.stack([net(lr, [z if z is None else z.to(device) for z in noise], box) for noise in drawn])
+        made = torch.stack([net(lr, [z if z is None else z.to(device) for z in noise], box, maps) for noise in drawn])
         r0, r1, c0, c1 = (n * scale for n in box)
         plain = F.interpolate(lr, scale_factor=scale, mode="bilinear")[..., r0:r1, c0:c1]
         sums += torch.tensor([models.fair_crps(made, hr, (1,)).item(), F.l1_loss(plain, hr).item(), 1.0])
@@ -856,7 +884,10 @@ def announce(state, dataset, path, held_out):
         )
     log(_validation(dataset, held_out, state.train))
     plain = {**asdict(TrainConfig()), **asdict(GeneratorConfig(scale=state.config.scale))}
-    words = [f"{k}={v}" for k, v in settings_of(state).items() if k in plain and v != plain[k]]
+    if state.static:
+        log(f"static fields: {static.named_fields(state.shape.static_fields)}, and slopes of orography")
+    said = plain.keys() - {"static_fields"}
+    words = [f"{k}={v}" for k, v in settings_of(state).items() if k in said and v != plain[k]]
     log(f"settings other than the defaults: {' '.join(words) or 'none'} (all are in the checkpoint and TensorBoard)")
 
 

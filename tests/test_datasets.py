@@ -18,7 +18,6 @@ from datasets import (
     DataConfig,
     PreTransforms,
     SRDataset,
-    Windows,
     block_mean,
     fill_nearest,
     format_region,
@@ -28,6 +27,7 @@ from reader import Grid, inspect_files
 from settings import add_settings
 from settings import given as typed_fields
 from utils import DataError
+from windows import Windows
 
 LAT, LON = nodes(22, 34, 1)[::-1], nodes(100, 114, 1)  # 13 x 15
 FIELD = rain((13, 15))

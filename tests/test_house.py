@@ -17,6 +17,8 @@ FLOORS = {
     "datasets": 2,
     "downloads": 2,
     "models": 2,
+    "static": 2,
+    "windows": 2,
     "critic": 3,
     "realism": 3,
     "verification": 3,

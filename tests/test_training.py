@@ -25,6 +25,7 @@ import utils
 from settings import TrainConfig
 from training import averaged_model
 from utils import DataError
+from windows import Windows
 
 LOSSES = ("Loss_c", "Loss_d", "Loss_g", "critic_right", "gradient_c", "gradient_g")  # of an adversarial step
 
@@ -618,7 +619,7 @@ def test_pairs_train_at_once_on_whole_days_whatever_is_missing_in_lr(workdir, ca
     state = utils.load_checkpoint("p.pth")
     assert state["train_config"]["crop"] <= 80 and not state["generator_config"]["conserve"]
     data = datasets.SRDataset(lists, "train", **state["data_config"])
-    windows = datasets.Windows(data, sides=(8, 8), crop=5)  # room for one row of windows alone: no draw fails
+    windows = Windows(data, sides=(8, 8), crop=5)  # room for one row of windows alone: no draw fails
     assert all(np.isfinite(windows.batch(step, 4)["lr"]).all() for step in range(20))
 
 
