@@ -181,11 +181,12 @@ def choose(dataset, path):
     """The precipitation variable of a dataset, not yet read: by its name, else the only field that speaks of rain.
 
     Raises: DataError: none or several, one that speaks of something else, a grid that is not of latitude and
-        longitude, or an output of stages 3 and 4.
+        longitude, or an output of stages 3 to 5.
     """
-    if {"checkpoint", "request"} <= set(dataset.attrs):
+    if {"target", "request"} <= set(dataset.attrs):
+        model = f"3 or 4 with {shown(dataset.attrs['checkpoint'])}" if "checkpoint" in dataset.attrs else "5"
         raise DataError(
-            f"{path}: made by stage 3 or 4 with {shown(dataset.attrs['checkpoint'])}; expected days or forecasts to "
+            f"{path}: made by stage {model}, target {shown(dataset.attrs['target'])}; expected days or forecasts to "
             "work on: keep results (--out) and inputs in folders of their own"
         )
     for names in (RAIN_NAMES, MORE_NAMES):

@@ -164,3 +164,15 @@ def test_index_coordinates_are_no_degrees(tmp_path):
     xr.Dataset(fields, {"y": np.arange(13), "x": np.arange(15)}).to_netcdf(tmp_path / "2023_08_01.nc")
     with pytest.raises(DataError, match="y and x that count cells; expected latitude and longitude"):
         read_field(tmp_path / "2023_08_01.nc")
+
+
+# ---------------------------------------------------------------- own results are no input
+# A file that says which request of this program made it is refused; days of --make-days say their rule, and are taken.
+
+
+@pytest.mark.parametrize("kind", ["lr", "hr"])
+def test_pairs_of_stage_5_are_no_truth(home, tmp_path, kind):
+    run(5, "--split", "eval", "--data-folder", home.lists, "--hr-step", 0.1, "--out", tmp_path)
+    records, faults = inspect_files(sorted(map(str, tmp_path.glob(f"*_{kind}.nc"))))
+    assert not records and len(faults) == 3
+    assert "made by stage 5, target interpolate; expected days or forecasts" in faults[0]
