@@ -26,6 +26,7 @@ import numpy as np
 
 import utils
 from datasets import TARGETS, DataConfig, fill_nearest, format_region, parse_region, read_lr, training_command
+from static import StaticFields, add_static_option
 from threads import Threads
 from utils import MANY, DataError, log, whole_number
 
@@ -51,7 +52,9 @@ def downscale_list(args, split):
     log(
         f"{len(fields)} fields x{scale} with {model.path} (target {target}), {args.members} member(s), seed {args.seed}"
     )
+    ground = {core: model.static.on(core) for core in {field.plan.core for field in fields}} if model.static else {}
     made = {"checkpoint": utils.digest(model.path), "seed": args.seed, "target": target, "scale": scale}
+    made |= {"static_fields": model.static.identity} if model.static else {}
     names = {field.index: f"{field.index:02d}_pre_sr.nc" for field in fields}
     mine = {names[field.index]: field for field in fields if field.index % args.shard[1] == args.shard[0]}
     requests = {name: utils.digest_of(made, args.members, field.identity) for name, field in mine.items()}
@@ -60,7 +63,8 @@ def downscale_list(args, split):
     pace = Threads(args.threads, "part", measure=next(model.generator.parameters()).device.type == "cpu")
     for name in utils.progress([name for name in mine if name in todo], "downscaling"):
         attrs = {**made, "request": requests[name]}
-        _write_field(mine[name], Path(args.out) / name, model.generator, args, attrs, pace)
+        maps = ground.get(mine[name].plan.core)
+        _write_field(mine[name], Path(args.out) / name, model.generator, args, attrs, pace, maps)
     return model.config, fields, [Path(args.out) / name for name in mine]
 
 
@@ -98,6 +102,7 @@ def downscale_parser(description, out):
         default="auto",
         help="units of files without an attribute (default: what stage 1 found)",
     )
+    add_static_option(parser, "static fields of this region, for a checkpoint that was trained with such fields")
     add(
         "--tile",
         type=whole_number,
@@ -130,12 +135,13 @@ def parse_shard(text):
 
 
 class Model(NamedTuple):
-    """A checkpoint ready for use: its file, its data settings, its generator, and the region it is tied to, if any."""
+    """A checkpoint ready for use: file, data settings, generator, the region it is tied to, its static fields."""
 
     path: Path
     config: DataConfig
     generator: Any
     region_cells: list | None
+    static: StaticFields | None
 
 
 def load_model(args, split):
@@ -146,13 +152,15 @@ def load_model(args, split):
     if args.checkpoint:
         path, state = utils.open_checkpoint(args.checkpoint)
     else:
-        path, state = find_checkpoint(args.data_folder, split, region, command=_command(args, split))
+        command = _command(args, split)
+        path, state = find_checkpoint(args.data_folder, split, region, command=command, static=args.static)
     device = models.find_device(args.device)
     for words in state.get("warnings", []):
         log(f"WARNING: {path}: {words}")
     with utils.reading(path):
         config = data_config(state, region, args.units)
-        return Model(path, config, models.load_generator(state, device), state.get("region_cells"))
+        static = static_fields(path, state, args.static)
+        return Model(path, config, models.load_generator(state, device), state.get("region_cells"), static)
 
 
 class Candidate(NamedTuple):
@@ -171,18 +179,19 @@ FITS = {  # how the files of a list serve a model, the best first
 }
 
 
-def find_checkpoint(data_folder, split, region=None, folder="Data/SavedModels", command="..."):
+def find_checkpoint(data_folder, split, region=None, folder="Data/SavedModels", command="...", static=()):
     """(path, state) of the checkpoint named pre_srgan* in `folder` that fits a list best; says why where several do.
 
-    Args: command: what was typed, to which --checkpoint is added where a checkpoint of another name fits.
+    Args: command: what was typed, to which --checkpoint is added where a checkpoint of another name fits. static: files
+        of static fields.
     Raises: DataError: none fits, with the reason of each, those of other names, and the command that trains one.
     """
     kept = {Path(str(path).removesuffix(".previous")) for path in Path(folder).glob("pre_srgan*_x*.pth*")}
-    ours = [_candidate(path, data_folder, split, region) for path in sorted(kept) if path.suffix == ".pth"]
+    ours = [_candidate(path, data_folder, split, region, static) for path in sorted(kept) if path.suffix == ".pth"]
     fitting = sorted((one for one in ours if one.rank), key=lambda one: (one.rank, one.path.name))
     if not fitting:
         others = [path for path in sorted(Path(folder).glob("*.pth")) if path not in kept]
-        others = [_candidate(path, data_folder, split, region) for path in others]
+        others = [_candidate(path, data_folder, split, region, static) for path in others]
         raise DataError(_none_fits(data_folder, split, folder, ours, others, command))
     if len(fitting) > 1 or fitting[0].rank[0] == list(FITS).index("coarser"):
         log(
@@ -193,7 +202,7 @@ def find_checkpoint(data_folder, split, region=None, folder="Data/SavedModels", 
     return fitting[0].path, fitting[0].state
 
 
-def _candidate(path, data_folder, split, region):
+def _candidate(path, data_folder, split, region, static):
     """The Candidate at `path`; one that cannot be read has no state."""
     state, words = None, ""
     try:
@@ -204,6 +213,7 @@ def _candidate(path, data_folder, split, region):
             where = f"for region {format_region(own.region)} alone" if tied else where
             words = f"x{own.scale}, {own.lr_step:g} to {own.hr_step:g} degree, target {own.target}, {where}; "
             fields = read_lr(data_folder, split, data_config(state, region), tied)
+            static_fields("it", state, static)
             rank, hr = fit(fields), fields[0].plan.hr
             words += f"{list(FITS.values())[rank[0]]}; makes {hr.rows} x {hr.cols} pixels"
             return Candidate(found, state, rank, words)
@@ -252,11 +262,25 @@ def data_config(state, region=None, units="auto"):
     return replace(config, region=config.region if region is None else region, units=units)
 
 
+def static_fields(path, state, files):
+    """The StaticFields that a checkpoint needs, from files of the region at hand; None where it needs none.
+
+    Raises: DataError: no file or not these fields, or files where it needs none.
+    """
+    described = state["generator_config"].get("static_fields", ())
+    if files and not described:
+        raise DataError(f"{path}: trained without static fields; leave --static out")
+    try:
+        return StaticFields(files, described) if described else None
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
 # ---------------------------------------------------------------- one field
 
 
-def _write_field(field, path, generator, args, attrs, pace):
-    """Downscale one LRField into one NetCDF file."""
+def _write_field(field, path, generator, args, attrs, pace, maps):
+    """Downscale one LRField into one NetCDF file; maps: static fields on the HR cells of its LR cells, or None."""
     lr, plan, started = field.values(), field.plan, time.monotonic()
     times, known, scale = utils.field_times(lr), np.isfinite(lr.values), generator.scale
     names = {"title": "Downscaled precipitation", "source_file": lr.attrs["source"], "archive": lr.attrs.get("archive")}
@@ -269,6 +293,7 @@ def _write_field(field, path, generator, args, attrs, pace):
         day=str(times.get("time", field.index)),
         origin=plan.origin,
         pace=pace,
+        maps=maps,
     )
     members = args.members if args.members > 1 else None
     with utils.NetCDFWriter(path, plan.hr.lat, plan.hr.lon, times, members, **names, **attrs) as writer:

@@ -89,8 +89,11 @@ class StaticFields:
 
     @cached_property
     def identity(self):
-        """What identifies the fields: the files' names, sizes and times of change, as text."""
-        return " ".join(f"{Path(file).name} {stamp(file)}" for file in sorted({f.path for f in self.fields.values()}))
+        """What identifies the fields: names, files, and the files' sizes and times of change, as text."""
+        return "; ".join(
+            f"{name} of {Path(field.path).name} {' '.join(map(str, stamp(field.path)))}"
+            for name, field in sorted(self.fields.items())
+        )
 
     def _on(self, grid):
         """The fields on the cells of a Grid, (S, H, W), float32, less their mean and over their standard deviation.
@@ -150,17 +153,14 @@ class _Field:
 
         Raises: DataError: as StaticFields.on.
         """
-        values, source = self._part(grid)
+        values, source, whole = self._part(grid)
         if source.step > grid.step:
             raise DataError(
                 f"{self.path}: {self.name} has cells of {float(source.step):g} degree; expected the HR step, "
                 f"{float(grid.step):g} degree, or finer: take a finer file, or interpolate it first"
             )
         if not source.holds(grid):
-            raise DataError(
-                f"{self.path}: {self.name} covers {source.extent}, not all of {grid.extent}; give fields of the region "
-                "at hand with --static, or another --region"
-            )
+            raise self._elsewhere(grid, whole)
         top, bottom = (min(1, int(gap / grid.step)) for gap in (source.north - grid.north, grid.south - source.south))
         left, right = (min(1, int(gap / grid.step)) for gap in (grid.west - source.west, source.east - grid.east))
         north, west = grid.north + top * grid.step, grid.west - left * grid.step
@@ -180,21 +180,26 @@ class _Field:
         return values, inner, wide
 
     def _part(self, grid):
-        """The field's values around a Grid, float64, north first, and their own Grid."""
+        """The field around a Grid, float64, north first, its own Grid there, and what the file covers, in words."""
         with opened(self.path) as dataset:
             lat, lon = axes_of(dataset[self.name], dataset)
             lats, lons = (np.asarray(dataset.variables[dim].values, "float64") for dim in (lat, lon))
             near = float(grid.step) + 2 * max(float(np.abs(np.diff(nodes)).max(initial=0)) for nodes in (lats, lons))
             lons = (lons + 180) % 360 - 180
+            whole = f"{lons.min():g}..{lons.max():g} E, {lats.min():g}..{lats.max():g} N"
             rows = (lats > float(grid.south) - near) & (lats < float(grid.north) + near)
             cols = (lons > float(grid.west) - near) & (lons < float(grid.east) + near)
             if min(rows.sum(), cols.sum()) < 2:
-                raise DataError(
-                    f"{self.path}: {self.name} does not cover {grid.extent}; give fields of the region at hand"
-                )
+                raise self._elsewhere(grid, whole)
             part = dataset.isel({lat: np.flatnonzero(rows), lon: np.flatnonzero(cols)})
             values, lats, lons = lay_out(part[self.name], part)
-            return values, Grid.from_centres(lats, lons)
+            return values, Grid.from_centres(lats, lons), whole
+
+    def _elsewhere(self, grid, whole):
+        return DataError(
+            f"{self.path}: {self.name} covers {whole} (cell centres), not all of {grid.extent}; give fields of the "
+            "region at hand with --static, or another --region"
+        )
 
 
 def _fields_of(files):
