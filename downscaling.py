@@ -25,7 +25,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import utils
-from datasets import TARGETS, DataConfig, fill_nearest, format_region, parse_region, read_lr, training_command
+from datasets import (
+    TARGETS,
+    DataConfig,
+    fill_nearest,
+    format_region,
+    found_settings,
+    parse_region,
+    read_lr,
+    training_command,
+)
 from static import StaticFields, add_static_option
 from threads import Threads
 from utils import MANY, DataError, log, whole_number
@@ -164,12 +173,16 @@ def load_model(args, split):
 
 
 class Candidate(NamedTuple):
-    """A checkpoint in the folder of models: what it is for, and how it fits a list (rank, the smallest best) or not."""
+    """A checkpoint in the folder of models: what it is for, and how it fits a list (rank, the smallest best) or not.
+
+    options: what is typed to use it, `--checkpoint ...` and, for one that runs anywhere, the region.
+    """
 
     path: Path
     state: dict | None
     rank: tuple | None
     words: str
+    options: str
 
 
 FITS = {  # how the files of a list serve a model, the best first
@@ -180,7 +193,9 @@ FITS = {  # how the files of a list serve a model, the best first
 
 
 def find_checkpoint(data_folder, split, region=None, folder="Data/SavedModels", command="...", static=()):
-    """(path, state) of the checkpoint named pre_srgan* in `folder` that fits a list best; says why where several do.
+    """(path, state) of the checkpoint named pre_srgan* in `folder` that fits a list best; says which and why.
+
+    Where it learned to interpolate, and a checkpoint of another name that fits knows real rain, it says so.
 
     Args: command: what was typed, to which --checkpoint is added where a checkpoint of another name fits. static: files
         of static fields.
@@ -188,27 +203,45 @@ def find_checkpoint(data_folder, split, region=None, folder="Data/SavedModels", 
     """
     kept = {Path(str(path).removesuffix(".previous")) for path in Path(folder).glob("pre_srgan*_x*.pth*")}
     ours = [_candidate(path, data_folder, split, region, static) for path in sorted(kept) if path.suffix == ".pth"]
-    fitting = sorted((one for one in ours if one.rank), key=lambda one: (one.rank, one.path.name))
+    fitting = _by_fit(ours)
+    near = data_config(fitting[0].state).region if fitting else None
+    if near is None and found_settings(data_folder, split, {})[1] is None:
+        near = DataConfig.region  # the files hold it: where stage 5 looks without --region
+    others = [path for path in sorted(Path(folder).glob("*.pth")) if path not in kept]
+    others = [_candidate(path, data_folder, split, region, static, near) for path in others]
     if not fitting:
-        others = [path for path in sorted(Path(folder).glob("*.pth")) if path not in kept]
-        others = [_candidate(path, data_folder, split, region, static) for path in others]
         raise DataError(_none_fits(data_folder, split, folder, ours, others, command))
-    if len(fitting) > 1 or fitting[0].rank[0] == list(FITS).index("coarser"):
+    log(
+        f"{len(fitting)} model(s) in {folder} fit the {split} list; taking {fitting[0].path.name}, the first of "
+        "this order (choose another with --checkpoint):"
+        + "".join(f"\n  {one.path.name}: {one.words}" for one in fitting)
+    )
+    real = [one for one in _by_fit(others) if one.state["data_config"]["target"] != "interpolate"]
+    if fitting[0].state["data_config"]["target"] == "interpolate" and real:
         log(
-            f"{len(fitting)} model(s) in {folder} fit the {split} list; taking {fitting[0].path.name}, the first of "
-            "this order (choose another with --checkpoint):"
-            + "".join(f"\n  {one.path.name}: {one.words}" for one in fitting)
+            f"NOTE: {fitting[0].path.name} learned to interpolate; {real[0].path.name} knows real rain: "
+            f"{command} {real[0].options}"
         )
     return fitting[0].path, fitting[0].state
 
 
-def _candidate(path, data_folder, split, region, static):
-    """The Candidate at `path`; one that cannot be read has no state."""
-    state, words = None, ""
+def _by_fit(candidates):
+    """The Candidates that fit, the best first."""
+    return sorted((one for one in candidates if one.rank), key=lambda one: (one.rank, one.path.name))
+
+
+def _candidate(path, data_folder, split, region, static, near=None):
+    """The Candidate at `path`; one that cannot be read has no state.
+
+    Args: region: that was typed, or None. static: files of static fields. near: instead of `all`, where none was typed.
+    """
+    state, words, options = None, "", f"--checkpoint {shlex.quote(str(path))}"
     try:
         with utils.reading(path):
             found, state = utils.open_checkpoint(path)
             own, tied = data_config(state), state.get("region_cells")
+            if own.region == "all" and near not in (None, "all") and not region:
+                region, options = near, f"{options} --region {format_region(near)}"
             where = "any region" if own.region == "all" else f"trained on region {format_region(own.region)}"
             where = f"for region {format_region(own.region)} alone" if tied else where
             words = f"x{own.scale}, {own.lr_step:g} to {own.hr_step:g} degree, target {own.target}, {where}; "
@@ -216,21 +249,21 @@ def _candidate(path, data_folder, split, region, static):
             static_fields("it", state, static)
             rank, hr = fit(fields), fields[0].plan.hr
             words += f"{list(FITS.values())[rank[0]]}; makes {hr.rows} x {hr.cols} pixels"
-            return Candidate(found, state, rank, words)
+            return Candidate(found, state, rank, words, options)
     except DataError as error:
         why = str(error).split("; a model for such files")[0]  # the command for all of them comes at the end
-        return Candidate(path, state, None, f"{words}does not fit: {why}" if words else why)
+        return Candidate(path, state, None, f"{words}does not fit: {why}" if words else why, options)
 
 
 def _none_fits(data_folder, split, folder, ours, others, command):
     """The words for a list that no model fits which stages take by themselves."""
     lines = [f"no model of yours ({folder}/pre_srgan*_x*.pth) fits the {split} list"]
     lines += [f"  {one.path.name}: {one.words}" for one in ours]
-    fitting = [one for one in others if one.rank]
+    fitting = _by_fit(others)
     if fitting:
         lines.append("models of other names that fit are used where you name them:")
     for one in fitting:
-        lines += [f"  {one.path.name}: {one.words}", f"    {command} --checkpoint {one.path}"]
+        lines += [f"  {one.path.name}: {one.words}", f"    {command} {one.options}"]
     if len(fitting) < len(others):
         lines.append("those that do not fit:")
         lines += [f"  {one.path.name}: {one.words}" for one in others if not one.rank]

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -389,6 +390,37 @@ def test_models_of_other_names_are_offered_with_the_command_that_uses_them(home,
     assert len(outputs(tmp_path / "a folder")) == 3 and outputs(tmp_path / "a folder")[0].sizes["member"] == 2
     train = words.splitlines()[-1]
     assert train.strip().startswith("python 2train.py --target interpolate --lr-step 1 --hr-step 0.01 (with training")
+
+
+@pytest.mark.parametrize("number, split, name", [(3, "eval", "x10"), (4, "obj", "x4")])
+def test_a_model_that_interpolates_is_named_with_one_that_knows_real_rain(
+    home, tmp_path, capsys, monkeypatch, number, split, name
+):
+    """The NOTE is one line, and its command, typed, downscales the region of the model that was taken."""
+    (tmp_path / "Data/SavedModels").mkdir(parents=True)
+    for folder in ("JsonPath", "DataEval", "DataObj"):
+        (tmp_path / "Data" / folder).symlink_to(home.home / "Data" / folder)
+    monkeypatch.chdir(tmp_path)
+    ours, state = getattr(home, name), utils.load_checkpoint(getattr(home, name))
+    shutil.copy(ours, "Data/SavedModels")
+    state["data_config"] |= {"target": "coarsen", "region": "all"}
+    utils.save_checkpoint(tmp_path / f"Data/SavedModels/daily_{name}.pth", state)
+    run(number, "--members", 2, *(["--no-scores"] if number == 3 else []))
+    words = capsys.readouterr().out
+    assert f"taking {ours.name}, the first" in words and "the files hold its LR cells" in words
+    (note,) = [line for line in words.splitlines() if line.startswith("NOTE: pre_srgan")]
+    assert note.startswith(
+        f"NOTE: {ours.name} learned to interpolate; daily_{name}.pth knows real rain: python {number}"
+    )
+    assert note.endswith(f"--checkpoint Data/SavedModels/daily_{name}.pth --region 106 110 26 30")
+    before = outputs(tmp_path / f"Data/DataResults/Result{split.title()}")
+    run(number, *shlex.split(note.split(".py ")[1]))
+    after = outputs(tmp_path / f"Data/DataResults/Result{split.title()}")
+    assert [field.shape for field in after] == [field.shape for field in before]
+    for path in Path("Data/SavedModels").glob("pre_srgan*"):  # without a model of one's own the same command is offered
+        path.unlink()
+    with pytest.raises(DataError, match=f"(?s)no model of yours.*daily_{name}.pth --region 106 110 26 30\n"):
+        downscaling.find_checkpoint(home.lists, split)
 
 
 def test_a_model_tied_to_a_region_and_the_training_command_of_fine_files(home, tmp_path):
