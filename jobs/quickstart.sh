@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Shows the program on three days of real rain: `bash jobs/quickstart.sh`. After a minute the first result: a shipped model
-# downscales days it never saw, scored against the truth, and a picture. Then it trains a small model, runs the other stages and
-# the notebook; under six minutes on two cores, not counting the installation. What it makes lies in Data/Sample/JsonPath,
+# Shows the program on three days of real rain: `bash jobs/quickstart.sh`. First a shipped model
+# downscales days it never saw, scored against the truth, with a picture. Then it trains a small model, and runs the other stages
+# and the notebook. What it makes lies in Data/Sample/JsonPath,
 # SavedModels, DataResults and runs, where an earlier quickstart is replaced; your own files are not touched.
 #
 #   MINUTES        of training (default: 2)
