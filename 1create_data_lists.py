@@ -14,6 +14,7 @@ from pathlib import Path
 
 import utils
 from downloads import DayRule, add_day_arguments, describe, files_of, how_to_convert, make_days
+from metadata import parse_period
 from reader import UNITS, inspect_files
 from utils import DataError, log
 
@@ -37,6 +38,8 @@ def parse_args(argv=None):
     add("--output-folder", metavar="DIR", default=utils.JSON_FOLDER, help="where the lists go (default: %(default)s)")
     words = f"units of all values, whatever their attributes say: {', '.join(UNITS)} (default: %(default)s)"
     add("--units", choices=("auto", *UNITS), default="auto", metavar="UNIT", help=words)
+    words = "period of all amounts, whatever the files say, as 24h or 24min (default: as they say, or their spacing)"
+    add("--period", type=parse_period, metavar="TIME", help=words)
     add("--min-size", type=int, metavar="N", default=2, help="leave out files with fewer rows or columns (default: 2)")
     add("--skip-bad", action="store_true", help="leave bad files out, naming them, instead of stopping")
     add_day_arguments(parser, DEFAULTS["train"])
@@ -52,7 +55,7 @@ def main(argv=None):
     for name, given in folders.items():
         paths, others = files_of(given)
         made = args.make_days and args.days_folder in given  # in mm, whatever the downloads are in
-        found, faults = inspect_files(paths, "auto" if made else args.units)
+        found, faults = inspect_files(paths, *(() if made else (args.units, args.period)))
         records[name], bad = utils.usable(found, faults, given, min_size=args.min_size, skip_bad=args.skip_bad)
         left_out += others + bad
     info = utils.write_lists(args.output_folder, records, folders, left_out)

@@ -20,8 +20,22 @@ from pathlib import Path
 import numpy as np
 
 import utils
-from metadata import bounds_variable, dates, name_times, own_units, seconds_of, shown, text_of, time_roles, unit_factor
-from reader import MAKE_DAYS, MAX_CELLS, axes_of, canonical, choose, newest, opened
+from metadata import (
+    MAKE_DAYS,
+    Period,
+    bounds_variable,
+    dates,
+    in_words,
+    list_period,
+    name_times,
+    own_units,
+    seconds_of,
+    shown,
+    text_of,
+    time_roles,
+    unit_factor,
+)
+from reader import MAX_CELLS, axes_of, canonical, choose, newest, opened
 from utils import DataError, log, stamp, when
 
 EPOCH = np.datetime64("1970-01-01", "s")
@@ -722,13 +736,17 @@ def describe(lists):
         odd += [f"  {name}: {words}" for words in _odd(records)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    periods = {name: list_period(records) for name, records in lists.items()}
+    if any(one.differs(other) for one in periods.values() for other in periods.values()):
+        words = ", ".join(f"{name} {period.words}" for name, period in periods.items())
+        odd.append(f"  NOTE: lists of different periods: {words}; a model of one is refused for the others")
     return [*lines, *(f"  {line}" for line in table), *odd]
 
 
 def _row(records):
     """Variable, period, cell edges, mean, maximum and missing share of a list, in words."""
     names = {f"{r['variable']} ({r['long_name']})" if r["long_name"] else r["variable"] for r in records}
-    periods = {f"{r['period']:g} h ({r['period_from']})" if r["period"] else "unknown" for r in records}
+    periods = {Period(r["period"], r["period_from"]).words for r in records}
     edges = {r["extent"] for r in records}
     mean, missing = (np.mean([r[key] for r in records]) for key in ("mean", "missing"))
     words = [
@@ -751,10 +769,14 @@ def _odd(records):
     if len({r["variable"] for r in records}) > 1:
         yield f"NOTE: several variables in one list: {', '.join(sorted({r['variable'] for r in records}))}"
     short = [r["period"] for r in records if r["period"] and r["period"] < 20.5]
+    known = sum(bool(r["period"]) for r in records)
+    if known < len(records):
+        few = f"of {len(records) - known} of {len(records)} files " if known else ""
+        yield f"NOTE: the period {few}is unknown, so no model of another is refused; --period 24h says it"
     if short:
         folder = shown(Path(records[0]["path"]).parent.as_posix())
         command = f"{MAKE_DAYS} {folder} --days-folder {folder}_days"
-        yield f"NOTE: amounts over {short[0]:g} h, not of days; {command} makes days"
+        yield f"NOTE: amounts over {in_words(short[0])}, not of days; {command} makes days"
     if len(records) > 9 and max(r["maximum"] for r in records) < 1:
         yield "NOTE: no amount reaches 1 mm in all files: are the units right? --units says others"
     starts = np.unique(np.array(times, "M8[D]"))

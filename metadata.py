@@ -6,9 +6,11 @@ Reads and writes  nothing: it is given fields (DataArrays) and texts.
     unit_factor("kg m**-2 s**-1")    # (1.0, True): to mm/s, for it is a rate
 """
 
+import argparse
 import math
 import re
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +43,9 @@ RATES = {"kg m-2 s-1": 1.0, "mm s-1": 1.0, "mm h-1": 1 / 3600, "mm day-1": 1 / 8
 UNITS = (*AMOUNTS, *RATES)
 TIME_UNITS = {"nanosecond": 1e-9, "second": 1, "sec": 1, "s": 1, "minute": 60, "min": 60, "hour": 3600, "hr": 3600}
 TIME_UNITS |= {"h": 3600, "day": 86400, "d": 86400}
+STEP_UNITS = {"s": 1 / 3600, "m": 1 / 60, "h": 1, "d": 24, "0": 1 / 60, "1": 1, "2": 24, "10": 3, "11": 6, "12": 12}
+STEP_UNITS |= {"13": 1 / 3600, "254": 1 / 3600}  # of GRIB_stepUnits in hours, by GRIB's code or letter
+MAKE_DAYS = "python 1create_data_lists.py --make-days"  # the command that turns files of many times into days
 BASE = {  # unit: powers of length, mass and time, and its size in m, kg, s
     **dict.fromkeys(("m", "meter", "metre"), (1, 0, 0, 1.0)),
     **dict.fromkeys(("l", "liter", "litre"), (3, 0, 0, 1e-3)),
@@ -52,9 +57,10 @@ FACTOR = re.compile(r"\s*(/)?\s*(\d+(?:\.\d+)?)?\s*([a-z]+)(?:\s?(-\d+)|(\d+))?"
 
 # fmt: off
 __all__ = [
-    "AMOUNTS", "AS_STORED", "NOTHING", "RAIN", "RATES", "UNITS", "bounds_variable", "dates", "name_times",
-    "other_quantity", "own_units", "period_of", "refuse_other", "said", "seconds_of", "shown", "text_of",
-    "time_bounds", "time_roles", "unit_factor",
+    "AMOUNTS", "AS_STORED", "MAKE_DAYS", "NOTHING", "Period", "RAIN", "RATES", "UNITS", "bounds_variable", "dates",
+    "in_words", "list_period", "name_times", "other_quantity", "own_units", "parse_period", "period_of",
+    "refuse_other", "said", "seconds_of", "settle_periods", "shown", "text_of", "time_bounds", "time_roles",
+    "unit_factor",
 ]
 # fmt: on
 
@@ -228,8 +234,7 @@ def seconds_of(coordinate):
         return values / np.timedelta64(1, "s")
     if values.dtype.kind not in "iuf":
         return np.full(values.shape, np.nan)
-    word = str(coordinate.attrs.get("units") or "").split(" since")[0].strip().lower()
-    return values * TIME_UNITS.get(word, TIME_UNITS.get(word.rstrip("s"), np.nan))
+    return values * _seconds_in(str(coordinate.attrs.get("units") or "").split(" since")[0].strip().lower())
 
 
 @dataclass(frozen=True)
@@ -276,51 +281,211 @@ def time_bounds(field, dataset):
     return Bounds(name, found, words, ends.min(), ends.max())
 
 
-def period_of(field, units, bounds, path):
-    """(hours over which a field's rain fell, what says so); (None, "") where nothing does.
+# ---------------------------------------------------------------- periods
 
-    Raises: DataError: more than a day, bounds that are not understood, or a rate without a period.
+
+@dataclass(frozen=True)
+class Period:
+    """The hours over which rain fell (None: unknown), and what says so."""
+
+    hours: float | None = None
+    source: str = ""
+
+    @property
+    def words(self):
+        """`24 h (time_bnds)`, `24 min (--period)`, or `unknown`."""
+        return f"{in_words(self.hours)} ({shown(self.source)})" if self.hours else "unknown"
+
+    @classmethod
+    def of(cls, attrs):
+        """The period in the attributes of a canonical field."""
+        return cls(attrs.get("period_hours"), attrs.get("period_from", ""))
+
+    def differs(self, other):
+        """True where both periods are known and are not the same."""
+        return bool(self.hours and other.hours and rounded(self.hours) != rounded(other.hours))
+
+
+def in_words(hours):
+    """A period in words, `24 h` or `24 min`."""
+    return f"{hours:g} h" if hours >= 1 else f"{round(hours * 60, 3):g} min"
+
+
+def rounded(hours):
+    """A period in hours; that of a day where bounds stop at the day's last stamp, as those of cdo daysum do."""
+    return 24.0 if 20.5 < hours < 25.5 else round(hours, 2)
+
+
+def parse_period(text):
+    """Convert a period as it is typed (24h, 1d, 24min) to hours.
+
+    Raises: argparse.ArgumentTypeError: no length of time, or more than a day.
     """
-    step = re.fullmatch(r"(\d+)-(\d+)", str(field.attrs.get("GRIB_stepRange", "")))
-    about = text_of(field.attrs, "long_name")
-    spoken = re.search(r"(?<![\d-])(\d+)[ -]?(h|hour|hr|min|minute)(?:s|ly)?\b", f"{units} {about}")
-    many = MANY_DAYS.search(about) and not re.search("daily|hour", about, re.I)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]+)", text.strip().lower())
+    hours = float(found[1]) * _seconds_in(found[2]) / 3600 if found else math.nan
+    if not 0 < hours <= 24:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected up to a day, with its unit: 24h, 1d, 6h, 24min")
+    return round(hours, 4)
+
+
+def _seconds_in(word):
+    """Seconds in one of a unit of time; NaN where it is not understood."""
+    return TIME_UNITS.get(word, TIME_UNITS.get(word.removesuffix("s"), math.nan))
+
+
+def period_of(field, units, bounds, path, decided=None):
+    """The Period of a field's rain; its hours are None where nothing says it.
+
+    Args: decided: the Period that stage 1 decided, which is taken where a rate does not need more.
+    Raises: DataError: sources that contradict each other, more than a day, bounds that are not understood, or a rate
+        without a period.
+    """
     rate = units != AS_STORED and unit_factor(units)[1]
+    if decided and (decided.hours or not rate):
+        return decided
     if bounds and (np.isnan(bounds.seconds) or rate and not bounds.seconds > 0):
         start = f"units {units} are a rate, and " if rate else ""
         raise DataError(
             f"{start}{shown(bounds.name)} gives no period: {bounds.words}; expected start and end, and a time unit of "
             "seconds, minutes, hours or days"
         )
-    if bounds and bounds.seconds > 0:
-        hours, source = bounds.seconds / 3600, bounds.name
-    elif step:
-        hours, source = float(step[2]) - float(step[1]), "GRIB_stepRange"
-    elif rate and re.search(r"\bd(ay)?s?(-1)?$", units):
-        hours, source = 24.0, "units"
-    elif many or re.match(r"\d{4}-(?!00)", text_of(field.attrs, "avg_period")):
-        hours, source = math.inf, "its attributes: amounts of a month or more"
-    elif text_of(field.attrs, "time_step") == "day" or "-01 00:00:00" in text_of(field.attrs, "avg_period"):
-        hours, source = 24.0, "attributes"
-    elif re.search(r"\bdaily\b", about, re.I):
-        hours, source = 24.0, "long_name"
-    elif spoken:
-        hours, source = float(spoken[1]) / (60 if spoken[2].startswith("min") else 1), "units and long_name"
-    else:
-        stem = Path(path).stem if path else ""
-        clock = re.match(r"\d{4}[_-]\d\d[_-]\d\d[_T-]\d\d(\d\d)?(?![_-]?\d)", stem)  # 2019_06_10_00: a time, not a day
-        hours, source = (24.0, "name") if name_times(stem) and not clock else (None, "")
-    if hours and hours > 1.05 * 24:
-        many = f"{source} span {hours / 24:g} days" if hours < math.inf else source
+    stated = [Period(bounds.seconds / 3600, bounds.name)] if bounds and bounds.seconds > 0 else []
+    stated += _stated_periods(field)
+    found, interval = stated[0] if stated else _weak_period(field, units, rate, path), _interval(field)
+    odd = [other for other in stated[1:] if found.differs(other)]
+    if found.hours and interval and interval > 1.05 * found.hours:  # nothing is summed over less than its parts
+        odd.append(Period(interval, "cell_methods"))
+    if odd:
+        raise DataError(
+            f"{shown(found.source)} says amounts over {in_words(found.hours)}, {odd[0].source} over "
+            f"{in_words(odd[0].hours)}; expected one period: take the wrong attribute away, or say which it is with "
+            "--period in stage 1, for example --period 24h"
+        )
+    if found.hours and found.hours > 1.05 * 24:
+        many = f"{found.source} span {found.hours / 24:g} days" if found.hours < math.inf else found.source
         raise DataError(
             f"{many}; expected a file a day (or less): a mean or a sum of many days "
             "holds no days any more; take the daily or hourly files of the product"
         )
-    if not hours and rate:
+    if not found.hours and rate:
         raise DataError(
-            f"units {units} are a rate and the file does not say over which period; add time bounds, or give amounts"
+            f"units {units} are a rate and the file does not say over which period; add time bounds, give amounts, or "
+            "say it with --period in stage 1, for example --period 24h"
         )
-    return hours, source
+    return found
+
+
+def _stated_periods(field):
+    """The Periods that attributes state, all of which must agree: GRIB_stepRange, and the words of long_name."""
+    about = text_of(field.attrs, "long_name")
+    hours = 24.0 if re.search(r"\bdaily\b", about, re.I) else _spoken(about)
+    found = Period(_step_range(field.attrs), "GRIB_stepRange"), Period(hours, "long_name")
+    return [period for period in found if period.hours]
+
+
+def _step_range(attrs):
+    """Hours of GRIB_stepRange, `0-24` or `0m-30m`; None where there is no range of steps.
+
+    Raises: DataError: one that is not understood.
+    """
+    text, unit = str(attrs.get("GRIB_stepRange", "")).lower(), str(attrs.get("GRIB_stepUnits", "h")).lower()
+    if "-" not in text:
+        return None
+    found = re.fullmatch(r"(\d+)([smhd]?)-(\d+)([smhd]?)", text)
+    first, own, last, after = found.groups() if found else ("nan", "", "nan", "")
+    first, last = (float(n) * STEP_UNITS.get(of or after or unit, math.nan) for n, of in ((first, own), (last, after)))
+    if not last >= first:
+        raise DataError(
+            f"GRIB_stepRange {shown(text)!r} in GRIB_stepUnits {shown(unit)!r} gives no period; expected first and "
+            "last step, like 0-24 or 0m-30m"
+        )
+    return last - first
+
+
+def _spoken(text):
+    """Hours of the first period that a text speaks of (`24-hour total`, `3 hourly`, `mm/3h`); None where none."""
+    found = re.search(r"(?<![\d-])(\d+)[ -]?(h|hour|hr|min|minute)(?:s|ly)?\b", text)
+    return float(found[1]) / (60 if found[2].startswith("min") else 1) if found else None
+
+
+def _weak_period(field, units, rate, path):
+    """The Period that units, other attributes or the name suggest.
+
+    A day's name is no evidence where cell_methods sums values of less than a day: such a file may be a day or not.
+    """
+    about, average = text_of(field.attrs, "long_name"), text_of(field.attrs, "avg_period")
+    if rate and re.search(r"\bd(ay)?s?(-1)?$", units):
+        return Period(24.0, "units")
+    if MANY_DAYS.search(about) and not re.search("hour", about, re.I) or re.match(r"\d{4}-(?!00)", average):
+        return Period(math.inf, "its attributes: amounts of a month or more")
+    if text_of(field.attrs, "time_step") == "day" or "-01 00:00:00" in average:
+        return Period(24.0, "attributes")
+    if hours := _spoken(units):
+        return Period(hours, "units")
+    interval = _interval(field)
+    if interval is not None and interval > 20:  # sums of days or more, and nothing longer is taken
+        return Period(interval, "cell_methods")
+    stem = Path(path).stem if path else ""
+    clock = re.match(r"\d{4}[_-]\d\d[_-]\d\d[_T-]\d\d(\d\d)?(?![_-]?\d)", stem)  # 2019_06_10_00: a time, no day
+    return Period(24.0, "name") if name_times(stem) and not clock and interval is None else Period()
+
+
+def _interval(field):
+    """Hours between the values that cell_methods says were summed, as `time: sum (interval: 2 min)`; None: not said.
+
+    It is the least that the period can be, not the period itself (CF 7.3.2): radar totals of 24 minutes have 2.
+    """
+    text = text_of(field.attrs, "cell_methods").lower()
+    found = re.search(r"time: *\w+[^:]*\(interval: *(\d+(?:\.\d+)?) *([a-z]+)", text)
+    if not found or re.match("week|month|season|year|decade", found[2]):
+        return math.inf if found else None
+    return float(found[1]) * _seconds_in(found[2]) / 3600
+
+
+def settle_periods(records):
+    """Give files of unknown period the spacing of their list: (records of one period, faults).
+
+    The spacing counts where no file of the same issue states its period. The name of a day is no evidence where times
+    are closer than a day, nor where all are further apart and equally so (weeks, months). Periods that differ are a
+    fault of the files that are fewer.
+    """
+    for issued in {record["forecast_reference_time"] for record in records}:
+        group = [record for record in records if record["forecast_reference_time"] == issued]
+        gaps = np.diff(np.unique(np.array([record["time"] for record in group], "M8[m]"))).astype(int) / 60
+        if not gaps.size or any(record["period_from"] not in ("", "name") for record in group):
+            continue
+        least, regular = float(gaps.min()), gaps.size > 1 and gaps.max() < 1.2 * gaps.min()
+        for record in group:
+            if least < 22.5 or least == 24:
+                record.update(period=least, period_from="spacing of the list")
+            elif regular:
+                record.update(period=None, period_from="")
+    known = Counter(rounded(record["period"]) for record in records if record["period"])
+    if len(known) < 2:
+        return records, []
+    usual = known.most_common(1)[0][0]
+    most = next(record for record in records if record["period"] and rounded(record["period"]) == usual)
+    odd = [record for record in records if record["period"] and rounded(record["period"]) != usual]
+    faults = [
+        f"{record['path']}: amounts over {_said(record)}, but {most['path']} and most files of the list over "
+        f"{_said(most)}; expected one period: list them apart, make days of them with {MAKE_DAYS}, or, where what the "
+        "files say is wrong, give --period"
+        for record in odd
+    ]
+    return [record for record in records if record not in odd], faults
+
+
+def _said(record):
+    return Period(record["period"], record["period_from"]).words
+
+
+def list_period(records):
+    """The Period of a list whose records settle_periods left: of several sources the most frequent.
+
+    Files of unknown period do not count where others are known.
+    """
+    known = Counter((rounded(r["period"]), r["period_from"]) for r in records if r.get("period"))
+    return Period(*known.most_common(1)[0][0]) if known else Period()
 
 
 # ---------------------------------------------------------------- units

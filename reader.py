@@ -13,7 +13,6 @@ only in coordinates. xarray and cftime are imported where files are opened, so t
 import math
 import os
 import re
-from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property, lru_cache
@@ -25,9 +24,11 @@ import utils
 from metadata import (
     AMOUNTS,
     AS_STORED,
+    MAKE_DAYS,
     NOTHING,
     RAIN,
     UNITS,
+    Period,
     dates,
     name_times,
     other_quantity,
@@ -36,6 +37,7 @@ from metadata import (
     refuse_other,
     said,
     seconds_of,
+    settle_periods,
     shown,
     text_of,
     time_bounds,
@@ -52,7 +54,6 @@ PACKING_NOISE = -0.1  # mm; values from here to 0 come from packing and become 0
 MAX_DAILY = 2000.0  # mm; the record for one day is 1825 mm (Foc-Foc, La Reunion, 1966)
 SINGLE = 4e-5  # degrees; rounding error of a float32 coordinate near 360
 MAX_CELLS = 1_000_000_000  # the whole globe at 0.01 degree holds 648 million; a damaged header claims more
-MAKE_DAYS = "python 1create_data_lists.py --make-days"  # the command that turns files of many times into days
 
 # fmt: off
 __all__ = [
@@ -65,27 +66,27 @@ __all__ = [
 # ---------------------------------------------------------------- the one reader
 
 
-def read_field(path, units=None, known=None):
+def read_field(path, units=None, known=None, period=None):
     """Read the precipitation field of one input file, whatever its layout and units.
 
     Args: path: NetCDF file. units: units of its values (one of UNITS), whatever its attribute says; None: those of its
         attribute, or those decided from the values where only one reading is possible. known: units that stage 1 found,
-        which its attribute must not contradict.
+        which its attribute must not contradict. period: the Period that stage 1 decided; None: what the file says.
     Returns: DataArray `tp` (lat, lon), float32, mm per accumulation, lat descending, lon ascending in [-180, 180),
         NaN = missing; scalar coordinates `time` and, for forecasts, `forecast_reference_time`; attribute `source`.
     Raises: DataError: names the file, what was found, what was expected and what to do.
     """
     with opened(path) as dataset:
-        return canonical(_load(dataset, path), path, units, dataset, known)
+        return canonical(_load(dataset, path), path, units, dataset, known, period)
 
 
-def canonical(field, path=None, units=None, dataset=None, undecided=None):
+def canonical(field, path=None, units=None, dataset=None, undecided=None, period=None):
     """Convert one DataArray to the form that read_field returns.
 
     Args: field: precipitation in any layout. path: its name gives the date where there is no time coordinate.
-        units: as in read_field. dataset: its variables hold the bounds of time and cells. undecided: units to take
-        where neither `units` nor an attribute gives them (known of read_field, or AS_STORED); None: decide them from
-        the values.
+        units, period: as in read_field. dataset: its variables hold the bounds of time and cells. undecided: units to
+        take where neither `units` nor an attribute gives them (known of read_field, or AS_STORED); None: decide them
+        from the values.
     Raises: DataError: as read_field.
     """
     import xarray as xr
@@ -105,16 +106,16 @@ def canonical(field, path=None, units=None, dataset=None, undecided=None):
         units = units or own or undecided or decide_units([_summary(values)])
         if units != AS_STORED and not unit_factor(units):
             raise DataError(f"units {shown(units)!r} (of PreInfo.json?): expected one of {', '.join(UNITS)}")
-        hours, said_by = period_of(field, units, bounds, path)
-        values = to_mm(values, units, hours).astype("float32")
+        period = period_of(field, units, bounds, path, period)
+        values = to_mm(values, units, period.hours).astype("float32")
         grid = Grid.from_centres(lats, lons)
     except DataError as error:
         raise DataError(f"{name}: {_with_folder(error, path)}") from None
     times = {"time": time, "forecast_reference_time": reference}
     coords = {key: np.datetime64(value, "ns") for key, value in times.items() if value is not None}
     attrs = {"units": "mm", "units_in_file": units, "source": Path(path).name if path else "memory"}
-    if hours:
-        attrs |= {"period_hours": round(hours, 4), "period_from": said_by}
+    if period.hours:
+        attrs |= {"period_hours": round(period.hours, 4), "period_from": period.source}
     if dataset is not None and "archive" in dataset.attrs:
         attrs["archive"] = shown(dataset.attrs["archive"])
     return xr.DataArray(values, {"lat": grid.lat, "lon": grid.lon, **coords}, ("lat", "lon"), "tp", attrs)
@@ -619,10 +620,11 @@ def to_mm(values, units, hours=None):
 # ---------------------------------------------------------------- folders of files
 
 
-def inspect_files(paths, units="auto"):
+def inspect_files(paths, units="auto", period=None):
     """Read every file once and decide the units of those that give none.
 
-    Args: paths: list of files. units: `auto` or one of UNITS.
+    Args: paths: list of files. units: `auto` or one of UNITS. period: hours; None: as each file says, or their
+        spacing.
     Returns: (records, faults): records of plain values (path, size, mtime_ns, time, forecast_reference_time, units,
         units_from, step, rows, cols, archive, variable, long_name, extent, period in hours or None, period_from, mean
         and maximum in mm, missing as a share) of the good files in date order; faults: messages of the bad ones.
@@ -630,12 +632,12 @@ def inspect_files(paths, units="auto"):
     records, faults = [], []
     for path in utils.progress(paths, "reading"):
         try:
-            records.append(_inspect(path, None if units == "auto" else units))
+            records.append(_inspect(path, None if units == "auto" else units, period))
         except DataError as error:
             faults.append(str(error))
     records, more = _decide_bare(records)
     records = sorted(map(_told, records), key=lambda r: (r["time"], r["forecast_reference_time"] or "", r["path"]))
-    records, mixed = _settle_periods(records)
+    records, mixed = settle_periods(records)
     return records, faults + more + mixed
 
 
@@ -645,37 +647,6 @@ def _told(record):
     factor = AMOUNTS[record["units"]] if record["units_from"] == "values" else 1.0
     mean, missing = total / max(count, 1) * factor, 1 - count / (record["rows"] * record["cols"])
     return {**record, "mean": round(mean, 4), "maximum": round(highest * factor, 3), "missing": round(missing, 5)}
-
-
-def _settle_periods(records):
-    """Give files of unknown period the spacing of their list: (records of one period, faults).
-
-    The name of a day is no evidence where the times are less than a day apart. Periods that differ are a fault of
-    the files that are fewer.
-    """
-    for issued in {record["forecast_reference_time"] for record in records}:
-        group = [record for record in records if record["forecast_reference_time"] == issued]
-        gaps = np.diff(np.unique(np.array([record["time"] for record in group], "M8[m]"))).astype(int) / 60
-        least = gaps.min(initial=np.inf)
-        for record in group:
-            if least < 22.5 and record["period_from"] in ("", "name") or least == 24 and not record["period"]:
-                record.update(period=float(least), period_from="spacing of the list")
-    known = Counter(_rounded(record["period"]) for record in records if record["period"])
-    if len(known) < 2:
-        return records, []
-    usual = known.most_common(1)[0][0]
-    odd = [record for record in records if record["period"] and _rounded(record["period"]) != usual]
-    faults = [
-        f"{r['path']}: amounts over {r['period']:g} hours ({shown(r['period_from'])}), most files of the list over "
-        f"{usual:g}; expected one period: list them apart, or make days of them with {MAKE_DAYS}"
-        for r in odd
-    ]
-    return [record for record in records if record not in odd], faults
-
-
-def _rounded(hours):
-    """A period in hours; that of a day where bounds stop at the day's last stamp, as those of cdo daysum do."""
-    return 24.0 if 20.5 < hours < 25.5 else round(hours, 2)
 
 
 def _decide_bare(records):
@@ -713,11 +684,12 @@ def _decide_bare(records):
     return possible, faults
 
 
-def _inspect(path, units):
+def _inspect(path, units, hours=None):
     """The record of one file; its units are AS_STORED where neither `units` nor an attribute gives them."""
     with opened(path) as dataset:
         field = _load(dataset, path)
-        tp = canonical(field, path, units, dataset, undecided=AS_STORED)
+        period = Period(hours, "--period") if hours else None
+        tp = canonical(field, path, units, dataset, undecided=AS_STORED, period=period)
     (size, mtime_ns), grid, reference = stamp(path), grid_of(tp), tp.coords.get("forecast_reference_time")
     return {
         "path": Path(path).as_posix(),

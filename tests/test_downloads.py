@@ -576,9 +576,14 @@ def test_stage_1_says_what_it_took(workdir, capsys):
     run(1, "--eval-folders", "in", "--output-folder", "out")
     told = capsys.readouterr().out
     row = next(line for line in told.splitlines() if line.startswith("  eval  precip"))
-    assert "precip (gauge rain)" in row and "24 h (name)" in row
+    assert "precip (gauge rain)" in row and "unknown" in row
     assert "105.875..110.125 E, 25.875..30.125 N" in row and "0.898 mm" in row and "58.8 %" in row
-    for odd in ("no amount reaches 1 mm", "a month or more apart", "more than half of all values are missing"):
+    for odd in (
+        "no amount reaches 1 mm",
+        "a month or more apart",
+        "the period is unknown",
+        "more than half of all values are missing",
+    ):
         assert odd in told
     amounts, _ = hourly(12)
     for hour in range(12):

@@ -1,5 +1,6 @@
 """Laws of reader.py: what a file becomes, whatever its layout, units, time and grid."""
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import xarray as xr
 from conftest import nodes, rain, write_nc, write_plain
 
 import reader
+from metadata import parse_period
 from reader import Grid, inspect_files, read_field
 from utils import DataError
 
@@ -602,13 +604,21 @@ def test_means_and_sums_of_many_days_are_refused(tmp_path, about):
         ({"bounds": [0, 24]}, 24, "time_bnds"),
         ({"bounds": [0, 6]}, 6, "time_bnds"),
         ({"GRIB_stepRange": "6-12"}, 6, "GRIB_stepRange"),
-        ({"long_name": "24 h rain"}, 24, "units and long_name"),
-        ({"long_name": "24-minute precipitation accumulation"}, 0.4, "units and long_name"),
+        ({"long_name": "24 h rain"}, 24, "long_name"),
+        ({"long_name": "24-minute precipitation accumulation"}, 0.4, "long_name"),
         ({"units": "mm/day"}, 24, "units"),
-        ({"long_name": "3 hourly rain"}, 3, "units and long_name"),
+        ({"long_name": "3 hourly rain"}, 3, "long_name"),
         ({"long_name": "Daily total of precipitation"}, 24, "long_name"),
         ({"avg_period": "0000-00-01 00:00:00"}, 24, "attributes"),
         ({"time_step": "day"}, 24, "attributes"),
+        ({"GRIB_stepRange": "0-30", "GRIB_stepUnits": 0}, 0.5, "GRIB_stepRange"),
+        ({"GRIB_stepRange": "30-60m"}, 0.5, "GRIB_stepRange"),
+        ({"bounds": [0, 24], "GRIB_stepRange": "24-48", "long_name": "daily rain"}, 24, "time_bnds"),
+        ({"bounds": [0, 23], "long_name": "daily rain"}, 23, "time_bnds"),
+        ({"cell_methods": "time: sum (interval: 1 day)"}, 24, "cell_methods"),
+        ({"cell_methods": "time: sum (interval: 2 min)", "long_name": "24-minute rain"}, 0.4, "long_name"),
+        ({"cell_methods": "time: sum (interval: 1 hour)", "bounds": [0, 24]}, 24, "time_bnds"),
+        ({"cell_methods": "time: sum (interval: 1 hour)"}, None, ""),
         ({}, 24, "name"),
     ],
 )
@@ -635,13 +645,77 @@ def test_steps_of_one_forecast_are_no_days(tmp_path):
     assert not faults and {r["period"] for r in records} == {6} and len(records) == 12
 
 
-def test_a_list_of_mixed_periods_is_refused(tmp_path):
-    paths = [clocked(tmp_path / f"2023_08_0{d}.nc", 0, [0, 24], f"hours since 2023-08-0{d}") for d in (1, 2, 3)]
-    paths.append(clocked(tmp_path / "2023_08_04.nc", 0, [0, 6], "hours since 2023-08-04"))
-    records, (fault,) = inspect_files(list(map(str, paths)))
-    assert (
-        len(records) == 3 and "2023_08_04.nc: amounts over 6 hours (time_bnds), most files of the list over 24" in fault
-    )
+def test_a_list_of_mixed_periods_is_refused_with_two_files_and_their_periods(tmp_path):
+    days = dict.fromkeys((1, 2, 3), 24) | {4: 6, 5: 1, 6: 0.4}
+    paths = [clocked(tmp_path / f"2023_08_0{d}.nc", 0, [0, h], f"hours since 2023-08-0{d}") for d, h in days.items()]
+    records, faults = inspect_files(list(map(str, paths)))
+    assert len(records) == len(faults) == 3
+    for fault, (name, period) in zip(faults, (("04", "6 h"), ("05", "1 h"), ("06", "24 min")), strict=True):
+        assert f"2023_08_{name}.nc: amounts over {period} (time_bnds), but " in fault
+        assert "2023_08_01.nc and most files of the list over 24 h (time_bnds); expected one period" in fault
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({"bounds": [0, 24], "GRIB_stepRange": "0-72"}, "time_bnds says amounts over 24 h, GRIB_stepRange over 72 h"),
+        ({"bounds": [0, 24], "long_name": "1-hour rain"}, "time_bnds says amounts over 24 h, long_name over 1 h"),
+        ({"GRIB_stepRange": "0-6", "long_name": "daily rain"}, "GRIB_stepRange says .* 6 h, long_name over 24 h"),
+        ({"bounds": [0, 1], "cell_methods": "time: sum (interval: 6 hr)"}, "time_bnds .* 1 h, cell_methods over 6 h"),
+        ({"GRIB_stepRange": "0-72"}, "GRIB_stepRange span 3 days; expected a file a day"),
+        ({"cell_methods": "time: sum (interval: 1 month)"}, "cell_methods; expected a file a day"),
+        ({"GRIB_stepRange": "0-1y"}, "GRIB_stepRange '0-1y' .*gives no period"),
+        ({"GRIB_stepRange": "0-24", "GRIB_stepUnits": 3}, "GRIB_stepUnits '3' gives no period"),
+        ({"GRIB_stepRange": "24-0"}, "GRIB_stepRange '24-0' .*gives no period"),
+    ],
+)
+def test_periods_that_contradict_each_other_or_are_not_understood_are_refused(tmp_path, about, words):
+    path = str(clocked(tmp_path / "2023_08_01.nc", 0, **about))
+    records, (fault,) = inspect_files([path])
+    assert not records and re.search(words, fault)
+    (record,), faults = inspect_files([path], period=24.0)
+    assert not faults and (record["period"], record["period_from"]) == (24, "--period")
+
+
+@pytest.mark.parametrize("about", [{"bounds": [0, np.nan]}, {"bounds": [0, 4], "since": "weeks since 2023-08-01"}])
+def test_no_check_of_bounds_passes_on_nan(tmp_path, about):
+    records, (fault,) = inspect_files([str(clocked(tmp_path / "2023_08_01.nc", 0, **about))])
+    assert not records and re.search("gives no period|is no date", fault)
+
+
+def test_overlapping_totals_keep_the_period_of_their_bounds(tmp_path):
+    paths = [clocked(tmp_path / f"{h}.nc", h, [h, h + 24]) for h in (0, 6, 12, 18)]
+    records, faults = inspect_files(list(map(str, paths)))
+    assert not faults and {(r["period"], r["period_from"]) for r in records} == {(24, "time_bnds")}
+
+
+@pytest.mark.parametrize(
+    ("days", "period"),
+    [
+        (("1950_08_01", "1950_08_02", "1951_08_01"), (24, "spacing of the list")),
+        (("1950_08_01", "1950_08_04"), (24, "name")),
+    ]
+    + [
+        (("1950_08_01", "1950_08_08", "1950_08_15"), (None, "")),
+        (("1950_06_01", "1950_07_01", "1950_08_01"), (None, "")),
+    ],
+)
+def test_files_named_by_days_are_days_unless_they_are_weeks_or_months_apart(tmp_path, days, period):
+    records, faults = inspect_files([str(day(tmp_path, attrs={"units": "mm"}, name=f"{name}.nc")) for name in days])
+    assert not faults and {(r["period"], r["period_from"]) for r in records} == {period}
+
+
+@pytest.mark.parametrize(
+    ("text", "hours"), [("24h", 24), ("1d", 24), ("1 day", 24), ("24min", 0.4), ("0.5 hours", 0.5), ("6H", 6)]
+)
+def test_a_period_is_typed_with_its_unit(text, hours):
+    assert parse_period(text) == hours
+
+
+@pytest.mark.parametrize("text", ["24", "24m", "nan h", "-1h", "0h", "2d", "72h", "h", "1 month", ""])
+def test_no_other_period_can_be_typed(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected up to a day, with its unit"):
+        parse_period(text)
 
 
 # ---------------------------------------------------------------- advice that works when it is typed
