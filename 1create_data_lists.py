@@ -15,7 +15,7 @@ from pathlib import Path
 import utils
 from downloads import DayRule, add_day_arguments, describe, files_of, how_to_convert, make_days
 from metadata import parse_period
-from reader import UNITS, inspect_files
+from reader import MAX_DAILY, UNITS, inspect_files
 from utils import DataError, log
 
 DEFAULTS = {"train": "Data/DataTrain", "eval": "Data/DataEval", "obj": "Data/DataObj"}
@@ -26,6 +26,11 @@ FOLDERS = {  # what the folders of each option hold
     "train_hr": "truth of the training days (paired)",
     "eval_hr": "truth of the evaluation days (paired)",
 }
+
+
+def largest_amount(text):
+    """argparse type: mm a day."""
+    return utils.positive(text, MAX_DAILY)
 
 
 def parse_args(argv=None):
@@ -40,7 +45,15 @@ def parse_args(argv=None):
     add("--units", choices=("auto", *UNITS), default="auto", metavar="UNIT", help=words)
     words = "period of all amounts, whatever the files say, as 24h or 24min (default: as they say, or their spacing)"
     add("--period", type=parse_period, metavar="TIME", help=words)
-    add("--min-size", type=int, metavar="N", default=2, help="leave out files with fewer rows or columns (default: 2)")
+    add(
+        "--min-size",
+        type=utils.whole_number,
+        metavar="N",
+        default=2,
+        help="leave out files with fewer rows or columns (default: 2)",
+    )
+    words = "largest amount that is rain, mm: above it a file is refused; up to it no code for missing is looked for"
+    add("--valid-max", type=largest_amount, metavar="MM", help=words)
     add("--skip-bad", action="store_true", help="leave bad files out, naming them, instead of stopping")
     add_day_arguments(parser, DEFAULTS["train"])
     return parser.parse_args(argv)
@@ -55,7 +68,8 @@ def main(argv=None):
     for name, given in folders.items():
         paths, others = files_of(given)
         made = args.make_days and args.days_folder in given  # in mm, whatever the downloads are in
-        found, faults = inspect_files(paths, *(() if made else (args.units, args.period)))
+        words = {} if made else {"units": args.units, "period": args.period}
+        found, faults = inspect_files(paths, valid_max=args.valid_max, **words)
         records[name], bad = utils.usable(found, faults, given, min_size=args.min_size, skip_bad=args.skip_bad)
         left_out += others + bad
     info = utils.write_lists(args.output_folder, records, folders, left_out)

@@ -57,7 +57,7 @@ def parse_args(argv=None):
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: %(default)s)")
     add(
         "--threads",
-        type=utils.whole_number,
+        type=utils.threads,
         metavar="N",
         help="threads (default: measured; a fixed number gives the same bits again)",
     )

@@ -6,6 +6,7 @@ Writes  {out}/NN_pre_sr.nc, NN = position in the list, tp(time, [member,] lat, l
     python 3downscale_eval.py --members 8
 """
 
+import functools
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def parse_args(argv=None):
     parser.add_argument("--no-scores", action="store_true", help="do not score the results, nor read their truth")
     parser.add_argument(
         "--score-window",
-        type=int,
+        type=functools.partial(utils.whole_number, low=0, high=100_000),
         metavar="CELLS",
         help="score wet windows of this side in LR cells, 0 for whole fields "
         "(default: whole fields; where truth or input has gaps 4 cells from x100 on, 8 from x20 on, else 16, or less)",

@@ -104,7 +104,9 @@ def add_day_arguments(parser, folder):
     begin.add_argument("--utc-offset", type=_hours, metavar="H", help="days of local time, so many hours ahead of UTC")
     words = "where files without bounds have the time in its period: end (ERA5), middle, start; auto: as attributes say"
     add("--stamps", choices=("auto", *STAMPS), default="auto", help=f"{words}, else an error")
-    add("--member", type=int, metavar="N", help="member of an ensemble to take")
+    add(
+        "--member", type=lambda text: utils.whole_number(text, low=0), metavar="N", help="member of an ensemble to take"
+    )
 
 
 def _hours(text):

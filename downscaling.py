@@ -37,7 +37,7 @@ from datasets import (
 )
 from static import StaticFields, add_static_option
 from threads import Threads
-from utils import MANY, DataError, log, whole_number
+from utils import DataError, log, whole_number
 
 TILE_PIXELS = 1_500_000
 
@@ -48,7 +48,7 @@ def downscale_list(args, split):
     """Downscale every LR field of a list into {args.out}/NN_pre_sr.nc.
 
     A whole output of the same request (checkpoint, seed, members, input file, region) is kept, unless args.overwrite;
-    outputs of another request are moved to Historical_Records first.
+    outputs of another request are moved to Historical_Records once the first new one is ready.
 
     Args: args: options of downscale_parser. split: eval or obj.
     Returns: (DataConfig of the checkpoint, LRField objects of the list, paths of this shard's outputs in list order).
@@ -68,12 +68,14 @@ def downscale_list(args, split):
     mine = {names[field.index]: field for field in fields if field.index % args.shard[1] == args.shard[0]}
     requests = {name: utils.digest_of(made, args.members, field.identity) for name, field in mine.items()}
     known = {"*_pre_sr.nc": set(names.values())} if args.shard[0] == 0 else {}  # one task of an array tidies up
-    todo = utils.choose_outputs(args.out, requests, known, args.overwrite, ("scores.csv", "plots"))
+    todo, earlier = utils.choose_outputs(args.out, requests, known, args.overwrite, ("scores.csv", "plots"))
+    check_room(args, fields, model.generator)
     pace = Threads(args.threads, "part", measure=next(model.generator.parameters()).device.type == "cpu")
     for name in utils.progress([name for name in mine if name in todo], "downscaling"):
         attrs = {**made, "request": requests[name]}
         maps = ground.get(mine[name].plan.core)
-        _write_field(mine[name], Path(args.out) / name, model.generator, args, attrs, pace, maps)
+        _write_field(mine[name], Path(args.out) / name, model.generator, args, attrs, pace, maps, earlier)
+    utils.set_aside(earlier)
     return model.config, fields, [Path(args.out) / name for name in mine]
 
 
@@ -91,10 +93,11 @@ def downscale_parser(description, out):
         help="a checkpoint or export of 2train.py (default: the one in Data/SavedModels that fits the list)",
     )
     add("--out", metavar="DIR", default=out, help="folder of the results (default: %(default)s)")
-    add("--members", type=whole_number, metavar="N", default=1, help="ensemble members a field (default: %(default)s)")
+    some = functools.partial(whole_number, high=10_000)
+    add("--members", type=some, metavar="N", default=1, help="ensemble members a field (default: %(default)s)")
     add(
         "--seed",
-        type=functools.partial(whole_number, low=0, high=MANY),
+        type=functools.partial(whole_number, low=0),
         metavar="N",
         default=0,
         help="one seed gives one ensemble, whatever the tiles and machines (default: %(default)s)",
@@ -127,7 +130,7 @@ def downscale_parser(description, out):
     )
     add("--overwrite", action="store_true", help="make again what is already there from the same request")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: %(default)s)")
-    add("--threads", type=whole_number, metavar="N", help="number of threads (default: the quickest, as measured)")
+    add("--threads", type=utils.threads, metavar="N", help="number of threads (default: the quickest, as measured)")
     add("--plots", action="store_true", help="also draw maps and Q-Q plots as PNG beside the results")
     return parser
 
@@ -312,8 +315,21 @@ def static_fields(path, state, files):
 # ---------------------------------------------------------------- one field
 
 
-def _write_field(field, path, generator, args, attrs, pace, maps):
-    """Downscale one LRField into one NetCDF file; maps: static fields on the HR cells of its LR cells, or None."""
+def check_room(args, fields, generator):
+    """Raise DataError where memory does not suffice for the members of a tile: before earlier results are moved."""
+    shapes = {field.plan.lr.shape for field in fields}
+    side = args.tile or max(1, int(math.sqrt(TILE_PIXELS)) // generator.scale)
+    pixels = max(min(side, h) * min(side, w) for h, w in shapes) * generator.scale**2
+    cells = max(h * w for h, w in shapes) * generator.config.channels
+    words = f"--members {args.members} on tiles of {pixels:,} pixels"
+    utils.check_memory(4 * args.members * (pixels + cells), words, utils.LESS)
+
+
+def _write_field(field, path, generator, args, attrs, pace, maps, earlier):
+    """Downscale one LRField into one NetCDF file.
+
+    Args: maps: static fields on the HR cells of its LR cells, or None. earlier: results set aside once it is ready.
+    """
     lr, plan, started = field.values(), field.plan, time.monotonic()
     times, known, scale = utils.field_times(lr), np.isfinite(lr.values), generator.scale
     names = {"title": "Downscaled precipitation", "source_file": lr.attrs["source"], "archive": lr.attrs.get("archive")}
@@ -338,6 +354,7 @@ def _write_field(field, path, generator, args, attrs, pace, maps):
                     "none there; its training has diverged: take an earlier checkpoint, or train again"
                 )
             writer.put(sr if members else sr[0], rows, cols)
+        utils.set_aside(earlier)
     log(
         f"{path}  {utils.when(times.get('time', ''))}  from {lr.attrs['source']}  "
         f"LR mean {np.nanmean(lr.values):.2f} mm  {time.monotonic() - started:.1f} s"

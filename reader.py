@@ -13,6 +13,7 @@ only in coordinates. xarray and cftime are imported where files are opened, so t
 import math
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property, lru_cache
@@ -50,6 +51,7 @@ RAIN_NAMES = ("tp", "pr", "prcp", "precip", "precipitation", "tp_sum")
 MORE_NAMES = ("precipitationcal", "tot_prec", "apcp", "apcp_surface", "rr", "pre", "prec", "ppt", "rain", "rainfall")
 LAT_NAMES, LON_NAMES = ("lat", "latitude", "y"), ("lon", "longitude", "x")
 JUMP = 20.0  # ratio of neighbouring maxima of files without units: above it metres stand beside millimetres
+CODE = 100.0  # mm; from here on an amount that many cells share exactly is taken for a code for missing
 PACKING_NOISE = -0.1  # mm; values from here to 0 come from packing and become 0, lower ones are an error
 MAX_DAILY = 2000.0  # mm; the record for one day is 1825 mm (Foc-Foc, La Reunion, 1966)
 SINGLE = 4e-5  # degrees; rounding error of a float32 coordinate near 360
@@ -57,8 +59,8 @@ MAX_CELLS = 1_000_000_000  # the whole globe at 0.01 degree holds 648 million; a
 
 # fmt: off
 __all__ = [
-    "MAKE_DAYS", "MAX_CELLS", "UNITS", "Grid", "axes_of", "canonical", "choose", "grid_of", "inspect_files",
-    "lay_out", "newest", "opened", "ratio", "read_field", "to_mm",
+    "MAKE_DAYS", "MAX_CELLS", "MAX_DAILY", "UNITS", "Grid", "axes_of", "canonical", "choose", "grid_of",
+    "inspect_files", "lay_out", "newest", "opened", "ratio", "read_field", "to_mm",
 ]
 # fmt: on
 
@@ -546,6 +548,12 @@ def _summary(values):
     return float(valid.max(initial=0)), float(valid.sum(dtype="float64")), int(valid.size), float(valid.min(initial=0))
 
 
+def _plateau(values):
+    """(number of cells that hold the maximum exactly, the highest value below it)."""
+    top = np.nanmax(values)
+    return int(np.count_nonzero(values == top)), float(values.max(initial=0, where=values < top))
+
+
 def decide_units(summaries):
     """Decide from the values of all files together whether files without units are in metres or in millimetres.
 
@@ -620,11 +628,11 @@ def to_mm(values, units, hours=None):
 # ---------------------------------------------------------------- folders of files
 
 
-def inspect_files(paths, units="auto", period=None):
+def inspect_files(paths, units="auto", period=None, valid_max=None):
     """Read every file once and decide the units of those that give none.
 
     Args: paths: list of files. units: `auto` or one of UNITS. period: hours; None: as each file says, or their
-        spacing.
+        spacing. valid_max: the largest amount that is rain, mm; None: up to MAX_DAILY, but no code for missing cells.
     Returns: (records, faults): records of plain values (path, size, mtime_ns, time, forecast_reference_time, units,
         units_from, step, rows, cols, archive, variable, long_name, extent, period in hours or None, period_from, mean
         and maximum in mm, missing as a share) of the good files in date order; faults: messages of the bad ones.
@@ -637,8 +645,9 @@ def inspect_files(paths, units="auto", period=None):
             faults.append(str(error))
     records, more = _decide_bare(records)
     records = sorted(map(_told, records), key=lambda r: (r["time"], r["forecast_reference_time"] or "", r["path"]))
+    records, codes = _codes(records, valid_max)
     records, mixed = settle_periods(records)
-    return records, faults + more + mixed
+    return records, faults + more + codes + mixed
 
 
 def _told(record):
@@ -646,7 +655,40 @@ def _told(record):
     highest, total, count, _ = record.pop("summary")
     factor = AMOUNTS[record["units"]] if record["units_from"] == "values" else 1.0
     mean, missing = total / max(count, 1) * factor, 1 - count / (record["rows"] * record["cols"])
+    cells, below = record["plateau"]
+    record["plateau"] = cells, cells / max(count, 1), below * factor
     return {**record, "mean": round(mean, 4), "maximum": round(highest * factor, 3), "missing": round(missing, 5)}
+
+
+def _codes(records, valid_max):
+    """Take away records whose maximum is no rain: (those that are good, faults).
+
+    It is above valid_max; or nobody typed valid_max and it is a code for missing cells (255, 999): of at least CODE mm
+    and exactly the same in many cells, or in a few (or in files) with no amount between half of it and it.
+    """
+    alone = Counter(r["maximum"] for r in records if r["maximum"] > 2 * r["plateau"][2])
+    good, faults = [], []
+    for record in records:
+        (cells, share, below), value = record.pop("plateau"), record["maximum"]
+        several = cells >= 3 or alone[value] >= 3
+        if valid_max is not None and value > valid_max:
+            words = f"{cells} cell(s) hold {value:g} mm; expected at most {valid_max:g} (--valid-max)"
+        elif (
+            valid_max is None
+            and value >= CODE
+            and (cells >= max(3, 1e-3 * cells / share) or several and value > 2 * below)
+        ):
+            words = (
+                f"{cells} cell(s) ({100 * share:.2g} %) hold exactly {value:g} mm, the largest amount below is "
+                f"{below:.4g}: a code for missing? If it is rain, list the files with --valid-max {value:g}"
+            )
+        else:
+            good.append(record)
+            continue
+        stored = value / AMOUNTS.get(record["units"], math.nan)
+        advice = f"; cdo setctomiss,{stored:g} IN OUT makes such cells missing" if stored > 0 else ""
+        faults.append(f"{record['path']}: {words}{advice}")
+    return good, faults
 
 
 def _decide_bare(records):
@@ -709,6 +751,7 @@ def _inspect(path, units, hours=None):
         "period": tp.attrs.get("period_hours"),
         "period_from": tp.attrs.get("period_from", ""),
         "summary": _summary(tp.values),
+        "plateau": _plateau(tp.values),
     }
 
 

@@ -126,14 +126,14 @@ class GeneratorConfig:
     """
 
     # fmt: off
-    scale: int = option(100, "HR pixels along an LR cell", low=2)
-    channels: int = option(32, "number of features at the LR grid", group=NETWORK, low=1)
-    blocks: int = option(4, "residual blocks at the LR grid", group=NETWORK, low=0)
-    stage_channels: tuple = option((), "features of each upsampling stage", low=1)
+    scale: int = option(100, "HR pixels along an LR cell", low=2, high=10_000)
+    channels: int = option(32, "number of features at the LR grid", group=NETWORK, low=1, high=4096)
+    blocks: int = option(4, "residual blocks at the LR grid", group=NETWORK, low=0, high=256)
+    stage_channels: tuple = option((), "features of each upsampling stage", low=1, high=4096)
     stage_blocks: tuple = option((), "residual blocks of each stage, one number for each prime factor of the scale, "
-        "the largest first", group=NETWORK, low=0)
+        "the largest first", group=NETWORK, low=0, high=256)
     noise_channels: int = option(2, "random fields joined at each grid; 0: one field without randomness (SRResNet)",
-        group=NETWORK, low=0)
+        group=NETWORK, low=0, high=4096)
     directed: bool = option(True, "lay the noise along lines, too, that follow a flow (models.DirectedNoise)")
     norm: str = option("none", "none, or batch for batch normalisation (it disturbs amounts)",
         choices=("none", "batch"))
@@ -146,7 +146,7 @@ class GeneratorConfig:
     conserve: bool = option(True, "rescale each block of pixels to the rain of its LR cell (--target paired: off)",
         group=NETWORK)
     position_channels: int = option(0, "learned maps of one fixed region (terrain, coast); the model works only there",
-        group=NETWORK, low=0)
+        group=NETWORK, low=0, high=4096)
     position_shape: tuple = ()
     static_fields: tuple = ()  # dicts of static.describe_fields: name, units, mean, std
     # fmt: on
@@ -197,21 +197,22 @@ class TrainConfig:
     epoch_steps: int = option(300, "steps between validations, each with a checkpoint", group=LENGTH, low=1)
     valid_share: float = option(0.1, "share of the days (of few files: of their columns) held out for validation",
         group=LENGTH, low=0, high=0.9)
-    valid_windows: int = option(24, "windows scored at each validation", group=LENGTH, low=1)
+    valid_windows: int = option(24, "windows scored at each validation", group=LENGTH, low=1, high=100_000)
     content: str = option("crps", "content loss: crps, mse, l1 or vgg; several joined by +",
         group=RECIPE, choices=LOSSES, joined=True)
     adversarial_content: str = option("", "content loss of the adversarial phase; empty: the same",
         choices=("", *LOSSES), joined=True)
     adversarial: str = option("relativistic", "adversarial loss", choices=("relativistic", "hinge", "bce"))
-    members: int = option(2, "members made of each sample", low=1)
-    batch: int = option(4, "samples in a step, over all processes", group=RECIPE, low=1)
+    members: int = option(2, "members made of each sample", low=1, high=1024)
+    batch: int = option(4, "samples in a step, over all processes", group=RECIPE, low=1,
+        high=65_536)
     window: tuple = option((2, 3), "smallest and largest side of what the network sees, in crops; 0: the whole region",
-        group=RECIPE)
+        group=RECIPE, low=1, high=10_000)
     crop: int = option(200, "side of what is made and compared, HR pixels (at least one LR cell); 0: the whole window",
-        group=RECIPE, low=0)
+        group=RECIPE, low=0, high=100_000)
     structure: tuple = option((0.1, 0.5), "weights of both parts of models.structure_score; 0 0: none", low=0)
     coarse: bool = option(True, "make every other step at a coarser grid, where a crop holds four times the area")
-    pools: tuple = option((1, 4, 16), "sides of the block means the CRPS is taken on, HR pixels", low=1)
+    pools: tuple = option((1, 4, 16), "sides of the block means the CRPS is taken on, HR pixels", low=1, high=10_000)
     learning_rate: float = option(2e-3, "learning rate of the generator", group=RECIPE, low=1e-12, high=10)
     schedule: str = option("cosine", "cosine (to 0 in each phase) or half (a tenth from half time on)",
         choices=("cosine", "half"))

@@ -12,7 +12,10 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import os
+import re
+import resource
 import shutil
 import signal
 import sys
@@ -30,16 +33,17 @@ INFO = "PreInfo.json"
 JSON_FOLDER = "Data/JsonPath"  # where the lists are unless told otherwise
 LOG_EVERY = 60  # seconds between the lines of long work in a batch log
 MANY = 10**9  # the largest seed, and more than any other whole number that is typed needs
+LESS = "ask for less: fewer --members, a smaller --tile, --batch, --crop or network"
 SUFFIXES = (".nc", ".nc4", ".cdf")  # of the files that stage 1 looks at, in small or capital letters
 
 # fmt: off
 __all__ = [
     "AverageMeter", "Damaged", "DataError", "NetCDFWriter", "add_data_arguments", "adjust_learning_rate",
-    "choose_outputs", "clip_gradient", "create_data_lists", "default_checkpoint", "digest", "digest_of",
+    "check_memory", "choose_outputs", "clip_gradient", "create_data_lists", "default_checkpoint", "digest", "digest_of",
     "field_times", "load_checkpoint", "log", "netcdf_files", "open_checkpoint", "part_of", "positive",
     "previous_checkpoint", "progress",
-    "read_info", "read_list", "read_output", "reading", "run_stage", "save_checkpoint", "set_aside", "stamp", "when",
-    "whole_file", "whole_number", "write_field", "write_json", "write_lists", "writing",
+    "read_info", "read_list", "read_output", "reading", "run_stage", "save_checkpoint", "set_aside", "stamp", "threads",
+    "when", "whole_file", "whole_number", "write_field", "write_json", "write_lists", "writing",
 ]
 # fmt: on
 
@@ -70,6 +74,11 @@ def run_stage(main):
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error.filename or 'output'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("allocate|out of memory", str(error)):
+            raise
+        words = (str(error).splitlines() or [""])[0][:200]
+        sys.exit(f"error: memory does not suffice ({words}); {LESS}")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -128,6 +137,25 @@ def _spoken(items, words):
             said = time.monotonic()
             log(f"{words}: {done} of {len(items)} after {(said - began) / 60:.1f} min")
         yield item
+
+
+def free_memory():
+    """Bytes that this process may still take, by the machine, its control group and its limits; inf where unknown."""
+    found = [math.inf]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        found.append(int(re.search(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024)
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            found.append(int((Path("/sys/fs/cgroup") / name).read_text()))
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return min([*found, limit] if limit != resource.RLIM_INFINITY else found)
+
+
+def check_memory(size, words, advice):
+    """Raise DataError where `size` bytes are more than there are: before they are asked for, and the process killed."""
+    free = free_memory()
+    if size > free:
+        raise DataError(f"{words} takes {size / 2**30:.3g} GiB of memory, {free / 2**30:.3g} are free; {advice}")
 
 
 # ---------------------------------------------------------------- whole files
@@ -718,29 +746,28 @@ def finished(path, request):
 def choose_outputs(out, requests, known, overwrite, derived=()):
     """Which outputs of a run are to be made: those that are not there whole from the same request, or all of them.
 
-    What stands in their place, and what a longer earlier list left, is first moved to Historical_Records; with it
-    what was derived from all of them.
-
     Args: out: folder. requests: {file name: request} of this shard. known: {pattern: file names} of the whole list.
         derived: names of score tables and folders of pictures.
-    Returns: set of file names.
+    Returns: (set of file names, earlier results to set aside once the first new one is ready: what stands in their
+        place, what a longer earlier list left, and what was derived from all of them).
     """
     out = Path(out)
     todo = {name for name, request in requests.items() if overwrite or not finished(out / name, request)}
     stale = {path.name for kind, names in known.items() for path in out.glob(kind) if path.name not in names}
     moved = [out / name for name in sorted(todo | stale) if (out / name).exists()]
-    set_aside(moved + [out / name for name in derived] if moved else [])
+    moved += [out / name for name in derived] if moved else []
     if len(todo) < len(requests):
         log(
             f"{len(requests) - len(todo)} of {len(requests)} outputs in {out} are whole and of this request: kept "
             "(--overwrite makes them anew)"
         )
-    return todo
+    return todo, moved
 
 
 def set_aside(paths, records="Data/DataResults/Historical_Records"):
-    """Move earlier results of another run (files, folders) to {records}/{folder}_{time}/, keeping their names."""
-    paths = [Path(p) for p in paths if Path(p).exists()]
+    """Move earlier results of another run (files, folders) to {records}/{folder}_{time}/, and empty their list."""
+    earlier, paths = paths, [Path(p) for p in paths if Path(p).exists()]
+    earlier.clear()
     if paths:
         name = f"{paths[0].resolve().parent.name}_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
         target = next(
@@ -768,23 +795,26 @@ def add_data_arguments(parser, default=JSON_FOLDER):
     parser.add_argument("--data-folder", default=default, metavar="DIR", help=words)
 
 
-def whole_number(text, low=1, high=None):
-    """argparse type: a whole number of 1 (or `low`) or more, at most `high`."""
-    if not text.isdigit() or int(text) < low or high is not None and int(text) > high:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected a whole number of {low} " + ("or more" if high is None else f"to {high}")
-        )
+def whole_number(text, low=1, high=MANY):
+    """argparse type: a whole number from 1 (or `low`) to `high`."""
+    if not (text.isdecimal() and len(text) < 20 and low <= int(text) <= high):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: expected a whole number from {low} to {high}")
     return int(text)
 
 
-def positive(text):
-    """argparse type: a finite number above 0."""
+def threads(text):
+    """argparse type: a number of threads."""
+    return whole_number(text, high=1024)
+
+
+def positive(text, high=MANY):
+    """argparse type: a finite number above 0, at most `high`."""
     try:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 0 < number < MANY:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
+    if not 0 < number <= high:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: expected a number above 0, at most {high:g}")
     return number
 
 

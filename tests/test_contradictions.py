@@ -3,19 +3,22 @@
 Each kind has one rule, said before its tests; tests/test_bad_input.py has the corpus of single files.
 """
 
+import argparse
+import dataclasses
 import json
 import re
 
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import nodes, rain, run, write_nc
+from conftest import nodes, rain, run, said, write_nc
 
 import datasets
 import utils
 import verification
-from datasets import SRDataset, open_list
+from datasets import DataConfig, SRDataset, open_list
 from reader import inspect_files, read_field
+from settings import GeneratorConfig, TrainConfig
 from utils import DataError
 
 LAT, LON = nodes(22, 34, 1)[::-1], nodes(100, 114, 1)  # 13 x 15
@@ -176,3 +179,125 @@ def test_pairs_of_stage_5_are_no_truth(home, tmp_path, kind):
     records, faults = inspect_files(sorted(map(str, tmp_path.glob(f"*_{kind}.nc"))))
     assert not records and len(faults) == 3
     assert "made by stage 5, target interpolate; expected days or forecasts" in faults[0]
+
+
+# ---------------------------------------------------------------- numbers have bounds
+# Every option that is a number has a lower and an upper bound: a type of utils, or `low` and `high` of settings.option.
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_every_number_that_is_typed_has_bounds(number, monkeypatch):
+    bounded = {
+        item.name: item.metadata
+        for cls in (DataConfig, GeneratorConfig, TrainConfig)
+        for item in dataclasses.fields(cls)
+    }
+    seen = []
+
+    def look(parser, argv=None):
+        for action in parser._actions:
+            if action.type in (int, float):
+                about = bounded[action.dest]
+                assert about["low"] is not None and about["high"] <= utils.MANY, action.dest
+            elif action.type not in (None, str):
+                for text in ("nan", "-30", "-inf", "1" + 30 * "0", "1e30", "²", ""):
+                    with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+                        action.type(text)
+            seen.append(action.dest)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", look)
+    with pytest.raises(SystemExit):
+        run(number)
+    assert len(seen) > 5
+
+
+@pytest.mark.parametrize(
+    "item",
+    [item for cls in (GeneratorConfig, TrainConfig) for item in dataclasses.fields(cls)],
+    ids=lambda item: item.name,
+)
+def test_every_setting_that_is_a_number_has_bounds(item):
+    numbers = item.default if isinstance(item.default, tuple) else [item.default]
+    if item.name not in ("position_shape", "static_fields") and all(
+        type(n) in (int, float) for n in numbers if numbers is not dataclasses.MISSING
+    ):
+        assert item.metadata.get("low") is not None, item.name
+
+
+def test_memory_that_does_not_suffice_is_one_error_and_moves_nothing(home, tmp_path, monkeypatch):
+    for name in ("00_pre_sr.nc", "scores.csv"):
+        (tmp_path / name).write_text("earlier")
+    argv = ["--data-folder", home.lists, "--checkpoint", home.x10, "--out", tmp_path, "--members", 10_000]
+    monkeypatch.setattr(utils, "free_memory", lambda: 2**20)
+    words = said(3, argv, monkeypatch)
+    assert "--members 10000 on tiles of" in words and "GiB of memory" in words and "fewer --members" in words
+    monkeypatch.setattr(utils, "free_memory", lambda: 2**40)
+    monkeypatch.setattr(utils.NetCDFWriter, "put", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(3, *argv[:-1], 1)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("00_pre_sr.nc", "scores.csv"), "earlier"
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 14.6 TiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory: x")]
+)
+def test_any_lack_of_memory_is_one_line(error):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit, match="error: memory does not suffice .*fewer --members"):
+        utils.run_stage(main)
+
+
+# ---------------------------------------------------------------- codes for missing cells
+# A maximum of 100 mm or more that many cells (or files) share exactly is no rain unless --valid-max says so.
+
+
+def coded(code, cells=9):
+    values = FIELD.copy()
+    values[:3, :3].flat[:cells] = code
+    return values
+
+
+@pytest.mark.parametrize("code", [255, 999, 999.9, 1000, 9999 / 10])
+@pytest.mark.parametrize("units", ["mm", "m"])
+def test_codes_for_missing_cells_are_no_rain(tmp_path, code, units):
+    path = day(tmp_path, coded(code) / (1000 if units == "m" else 1), units=units)
+    records, (fault,) = inspect_files([path])
+    assert not records and re.search(rf"{path}: 9 cell\(s\) \(4.6 %\) hold exactly {code:g} mm, the largest", fault)
+    assert f"--valid-max {code:g}" in fault and "cdo setctomiss" in fault
+    records, faults = inspect_files([path], valid_max=code)
+    assert not faults and records[0]["maximum"] == code and "plateau" not in records[0]
+    records, (fault,) = inspect_files([path], valid_max=200)
+    assert "expected at most 200 (--valid-max)" in fault
+
+
+def test_a_code_in_one_cell_of_several_files_is_no_rain(tmp_path):
+    paths = [day(tmp_path, coded(999, 1) + 0.01 * (FIELD > 0) * k, f"2023_08_0{k + 1}.nc", "mm") for k in range(4)]
+    for k, path in enumerate(paths):
+        values = FIELD * (1 - k / 10)
+        values[3, 3] = 999
+        day(tmp_path, values, path.split("/")[-1], "mm")
+    records, faults = inspect_files(paths)
+    assert not records and len(faults) == 4 and "1 cell(s)" in faults[0]
+
+
+@pytest.mark.parametrize("wettest", [90, 400, 1500])
+def test_heavy_rain_is_no_code(tmp_path, wettest):
+    paths = [day(tmp_path, rain((13, 15), k, wettest), f"2023_08_0{k + 1}.nc", "mm") for k in range(2)]
+    values = rain((13, 15), 3, wettest)
+    values[5, 5] = values.max()  # the same amount in two cells
+    records, faults = inspect_files([*paths, day(tmp_path, values, "2023_08_09.nc", "mm")])
+    assert len(records) == 3 and not faults
+
+
+def test_stage_1_says_the_plateau_and_takes_valid_max(tmp_path, monkeypatch, capsys):
+    path = day(tmp_path / "in", coded(255), units="mm")
+    argv = ["--eval-folders", tmp_path / "in", "--output-folder", tmp_path]
+    assert "hold exactly 255 mm" in said(1, argv, monkeypatch)
+    run(1, *argv, "--valid-max", 255)
+    assert utils.read_list(tmp_path, "eval") == [path]
+    assert open_list(tmp_path, "eval").values(0).max() == 255

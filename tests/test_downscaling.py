@@ -280,7 +280,7 @@ def test_refusals_of_stages_3_and_4_name_the_command(home, tmp_path, monkeypatch
         assert re.search(part, said(3, [*argv, "--out", tmp_path], monkeypatch)), argv
     for seed in ("-1", "9" * 23):
         assert said(3, ["--checkpoint", home.x10, "--seed", seed, "--out", tmp_path], monkeypatch) == 2
-        assert f"'{seed}': expected a whole number of 0 to 1000000000" in capsys.readouterr().err
+        assert f"'{seed}': expected a whole number from 0 to 1000000000" in capsys.readouterr().err
 
 
 def test_the_checkpoint_that_fits_is_found(home, tmp_path, monkeypatch, capsys):
