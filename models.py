@@ -91,19 +91,32 @@ class SRConModel(nn.Module):
     """One upsampling stage: makes the grid finer by `factor` with a sub-pixel convolution, and joins what is new there.
 
     Convolutions of the fields known at the finer grid (interpolated LR, learned maps) and of the noise are added. The
-    sub-pixel filters start equal (ICNR, Aitken et al. 2017), so that no checkerboard appears. All convolutions are
+    sub-pixel filters start equal (ICNR, Aitken et al. 2017); with `resized` the pixels are repeated before the
+    convolution instead (Odena et al. 2016), which cannot make a checkerboard in training either. All convolutions are
     "valid": the input has `margin_in` extra pixels around it at the coarse grid, the result `margin_out` at the fine
     one, so a tile has the same pixels as the whole field.
     """
 
     def __init__(
-        self, c_in, c_out, factor, *, noise=0, streaks=0, known=1, norm="none", activation="relu", margin_out=0
+        self,
+        c_in,
+        c_out,
+        factor,
+        *,
+        noise=0,
+        streaks=0,
+        known=1,
+        norm="none",
+        activation="relu",
+        margin_out=0,
+        resized=False,
     ):
         super().__init__()
         self.factor = factor
         self.margin_in = 1 + -(-margin_out // factor)
         self.surplus = (self.margin_in - 1) * factor - margin_out
-        self.up = nn.Conv2d(c_in, c_out * factor**2, 3)
+        self.resized = resized
+        self.up = nn.Conv2d(c_in, c_out if resized else c_out * factor**2, 3)
         self.join = nn.Conv2d(known + noise, c_out, 3)
         self.lay = nn.Conv2d(streaks, c_out, 1) if streaks else None
         self.norm = nn.BatchNorm2d(c_out) if norm == "batch" else nn.Identity()
@@ -116,10 +129,16 @@ class SRConModel(nn.Module):
             known at the finer grid. streaks (N, S, factor h + 2 margin_out, ...): of DirectedNoise, or None.
         Returns: (N, c_out, factor h + 2 margin_out, ...).
         """
-        made = trim(_shuffled(self.up, x, self.factor), self.surplus) + self.join(known)
+        made = self._upsampled(x) + self.join(known)
         if self.lay is not None:
             made = made + self.lay(streaks.to(made.dtype))
         return self.activation(self.norm(made))
+
+    def _upsampled(self, x):
+        if not self.resized:
+            return trim(_shuffled(self.up, x, self.factor), self.surplus)
+        near = F.interpolate(x, scale_factor=self.factor, mode="nearest")
+        return trim(self.up(near), self.surplus + self.factor - 1)
 
 
 class DirectedNoise(nn.Module):
@@ -191,6 +210,7 @@ class SRResModel(nn.Module):
             margin += 2 * blocks[k]
             self.margins.insert(0, margin + 1)
             about = {"noise": noise, "streaks": streaks[k], "known": known - noise, "norm": config.norm}
+            about["resized"] = self.factors[k] == 2 and config.scale >= MANY_PIXELS
             up = SRConModel(
                 *widths[k : k + 2], self.factors[k], activation=config.stage_activation, margin_out=margin, **about
             )
@@ -763,7 +783,8 @@ def _initialise(net):
         if isinstance(m, ResModel):
             m.body[-1].layers[0].weight.data.mul_(0.1)
         elif isinstance(m, SRConModel):
-            _icnr(m.up, m.factor)
+            if not m.resized:
+                _icnr(m.up, m.factor)
             m.up.weight.data.mul_(0.5), m.join.weight.data.mul_(0.5)  # their sum is as large as either was
     for out in net.outs:
         out.weight.data.mul_(0.1)

@@ -212,6 +212,8 @@ class TrainConfig:
         group=RECIPE, low=0, high=100_000)
     structure: tuple = option((0.1, 0.5), "weights of both parts of models.structure_score; 0 0: none", low=0)
     coarse: bool = option(True, "make every other step at a coarser grid, where a crop holds four times the area")
+    coarse_archive: str = option("", "data folder of stage 1 with files at the coarser grid's step: every other coarse "
+        "step is made from them")
     pools: tuple = option((1, 4, 16), "sides of the block means the CRPS is taken on, HR pixels", low=1, high=10_000)
     learning_rate: float = option(2e-3, "learning rate of the generator", group=RECIPE, low=1e-12, high=10)
     schedule: str = option("cosine", "cosine (to 0 in each phase) or half (a tenth from half time on)",
@@ -226,7 +228,7 @@ class TrainConfig:
     balanced: bool = option(True, "beta is such a ratio; False: the weight of the adversarial loss")
     penalty: float = option(0.1, "weight of the gradient penalty, mean square slope of a patch's logit", low=0)
     discriminator_rate: float = option(5e-4, "learning rate of the discriminator", low=1e-12, high=10)
-    amounts: float = option(1.5, "training amounts are scaled by up to this factor, either way", low=1, high=100)
+    amounts: float = option(2.5, "training amounts are scaled by up to this factor, either way", low=1, high=100)
     initial: str = option("default", "initial weights: default, or normal for N(0, 0.02)",
         choices=("default", "normal"))
     seed: int = option(0, "seed of weights, windows and noise", group=RECIPE, low=0)

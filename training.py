@@ -564,6 +564,19 @@ def window_sides(train, config, coarse=False):
     return crop * (1 + coarse), sides
 
 
+def open_archive(state, maps):
+    """The dataset of `coarse_archive`: other files, at the step of the coarser grid, for every other coarse step.
+
+    Raises: DataError: this training has no coarse steps, or static fields, or the archive's files do not fit.
+    """
+    folder, grid = state.train.coarse_archive, state.generator.net.grids[state.shape.coarse]
+    if not state.coarse(1) or maps is not None:
+        words = "has static fields, which the archive has not" if maps is not None else "makes no coarse steps"
+        raise DataError(f"--set coarse_archive={folder}: this training {words}; leave it out")
+    archive = {"target": "coarsen", "region": "all", "lr_step": state.config.lr_step}
+    return datasets.SRDataset(folder, "train", hr_step=float(f"{state.config.lr_step / grid:.9g}"), **archive)
+
+
 class WindowLoader:
     """Cuts the training windows of the next step in another thread while the networks work on this one."""
 
@@ -580,6 +593,10 @@ class WindowLoader:
             Windows(dataset, crop=crop, sides=sides, **common)
             for crop, sides in (window_sides(train, state.config, coarse) for coarse in (False, True))
         ]
+        if train.coarse_archive:
+            crop, sides = window_sides(train, state.config, coarse=True)
+            archive = open_archive(state, maps)
+            self.windows.append(Windows(archive, crop=crop, sides=sides, **{**common, "valid_share": 0.0}))
         self.batch, (self.first, self.count) = train.batch, state.group.share(train.batch)
         self.weight = self.count * state.group.size / train.batch  # of this process's mean in the mean of all
         self.thread, self.coming = ThreadPoolExecutor(1, "windows"), None
@@ -587,7 +604,8 @@ class WindowLoader:
     def prepare(self, step):
         """Begin to cut this process's windows of a step; a Future."""
         if self.coming is None or self.coming[0] != step:
-            windows = self.windows[self.state.coarse(step)]
+            archive = self.state.train.coarse_archive and step % 4 == 3
+            windows = self.windows[2 if archive else self.state.coarse(step)]
             self.coming = step, self.thread.submit(windows.batch, step, self.batch, self.first, self.count)
         return self.coming[1]
 

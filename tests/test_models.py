@@ -545,3 +545,16 @@ def test_absent_vgg_weights_say_where_to_put_them(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "VGG_FILE", "vgg19-00000000.pth")
     with pytest.raises(FileNotFoundError, match="--vgg-weights"):
         TruncatedVGG19(5, 4)
+
+
+@pytest.mark.parametrize(("scale", "even"), [(20, True), (4, False)])
+def test_doubling_stages_of_many_pixels_cannot_make_a_checkerboard(scale, even):
+    """Whatever the filters have learned, equal features stay equal; sub-pixel filters only begin so."""
+    torch.manual_seed(0)
+    stage = make(scale).net.ups[-1]
+    assert stage.factor == 2 and stage.resized == even
+    torch.nn.init.normal_(stage.up.weight)
+    with torch.no_grad():
+        made = stage._upsampled(torch.ones(1, stage.up.in_channels, 8, 8))
+    assert made.shape[-1] == 2 * 8 - 2 * (2 + stage.surplus)
+    assert ((made - made[..., :1, :1]).abs().max() < 1e-4) == even

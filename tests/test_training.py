@@ -82,6 +82,23 @@ def test_every_other_step_is_coarse_where_the_generator_has_such_a_grid(home):
         assert not any(map(state.coarse, range(4)))
 
 
+def test_every_other_coarse_step_is_made_from_another_archive(home, tmp_path):
+    """Files at the step of the coarser grid teach the first stages; nothing else is asked of them."""
+    for day in (1, 2):
+        write_nc(tmp_path / f"other/2020_07_0{day}.nc", rain((40, 40)), nodes(0.1, 7.9, 0.2), nodes(30.1, 37.9, 0.2))
+    run(1, "--train-folders", tmp_path / "other", "--output-folder", tmp_path / "lists")
+    words = ["--hr-step", 0.05, "--crop", 20, "--set", f"coarse_archive={tmp_path / 'lists'}"]
+    state, loader = begun(*words)
+    files = [set(loader.get(step, "cpu")[4]) for step in range(8)]
+    assert all(names <= {"2020_07_01.nc", "2020_07_02.nc"} for names in (files[3], files[7]))
+    assert not any("2020_07_01.nc" in files[k] or "2020_07_02.nc" in files[k] for k in (0, 1, 2, 4, 5, 6))
+    state.step = 3
+    loss = training.train_step(state, loader)
+    assert set(loss) == {"Loss_c_coarse"} and np.isfinite(loss["Loss_c_coarse"])
+    with pytest.raises(DataError, match="makes no coarse steps"):
+        begun(*words, "coarse=false")
+
+
 @pytest.mark.parametrize("adversarial", [False, True])
 def test_a_step_whose_gradients_overflow_in_fp16_is_left_out(home, adversarial):
     """The scaler then takes a smaller factor, until steps are made again."""
