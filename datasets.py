@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 import utils
+from metadata import list_period
 from reader import UNITS, Grid, canonical, grid_of, inspect_files, ratio, read_field
 from settings import YOUR_DATA, check_settings, option
 from utils import DataError, stamp
@@ -31,13 +32,14 @@ from utils import DataError, stamp
 TARGETS = ("interpolate", "coarsen", "paired")
 SPLITS = ("train", "eval", "obj")
 LR_STEPS = {"train": 1.0, "eval": 1.0, "obj": 0.4}  # degrees; default cell size of the files of each list
+QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)  # of the rain that a model learned from
 READER_VERSION = 4  # raise when the reader's result changes: old caches are then rebuilt
 
 # fmt: off
 __all__ = [
     "DataConfig", "LRField", "PreTransforms", "SRDataset", "block_mean", "cells_of", "fill_nearest",
-    "format_region", "found_settings", "interpolate", "make_pair", "open_list", "parse_region", "plan_pairs", "read_lr",
-    "say_found", "training_command", "training_configs",
+    "coarse_archive", "format_region", "found_settings", "interpolate", "make_pair", "open_list", "parse_region",
+    "period_of_list", "plan_pairs", "read_lr", "say_found", "training_command", "training_configs", "what_it_knows",
 ]
 # fmt: on
 
@@ -569,6 +571,24 @@ def open_list(data_folder, split, part="lr", units="auto"):
     return Archive(paths, units, data_folder, f"{split}_{part}")
 
 
+def period_of_list(data_folder, split):
+    """The Period of a list's amounts, as stage 1 found it; hours None: nothing says it."""
+    return list_period(utils.read_info(data_folder).get("files", {}).get(split, []))
+
+
+def what_it_knows(dataset):
+    """What a generator that is trained on this SRDataset knows of rain, for its checkpoint.
+
+    Returns: {"period_hours": number or None, "period_from": what says so, "lr_quantiles": {"0.5": mm, ...}, quantiles
+        of the wet LR cells (at least 0.1 mm), {} where all are dry}.
+    """
+    cells = [dataset.lr(i) for i in range(len(dataset))]
+    wet = np.concatenate([lr[lr >= 0.1] for lr in cells])  # false for missing cells too
+    quantiles = {f"{q:g}": round(float(np.quantile(wet, q)), 4) for q in QUANTILES} if wet.size else {}
+    period = dataset.period
+    return {"period_hours": period.hours, "period_from": period.source, "lr_quantiles": quantiles}
+
+
 def _units_found(found, own, paths):
     """{path: (units, True where they were typed)} that stage 1 found in files that are as it saw them.
 
@@ -644,7 +664,7 @@ class SRDataset:
 
     def __init__(self, data_folder, split, dataarray=False, **settings):
         self.config, self.dataarray, self.split = DataConfig.for_split(split, **settings), dataarray, split
-        self.files = open_list(data_folder, split, units=self.config.units)
+        self.data_folder, self.files = data_folder, open_list(data_folder, split, units=self.config.units)
         self.truth = open_list(data_folder, split, "hr", self.config.units)
         if self.config.target == "paired" and self.truth is None:
             raise _no_pairs(data_folder, split)
@@ -652,6 +672,11 @@ class SRDataset:
 
     def __len__(self):
         return len(self.files)
+
+    @property
+    def period(self):
+        """The Period of the list's amounts, as stage 1 found it."""
+        return period_of_list(self.data_folder, self.split)
 
     def identity(self, i):
         """What identifies pair i: its files and how they become a pair, as text."""
@@ -709,6 +734,22 @@ class SRDataset:
             return lr, hr
         like = self.files.field(i)
         return label(lr, plan.lr, like, self.config), label(hr, plan.hr, like, self.config)
+
+
+def coarse_archive(folder, config, grid):
+    """The SRDataset of another archive, whose files have the step of the coarser grid of training.
+
+    Args: folder: its lists of stage 1. config: DataConfig of the training. grid: pixels along an LR cell at the coarser
+        grid; 0 or False: this training has no coarse steps, or static fields.
+    Raises: DataError: no such grid, or files that do not fit.
+    """
+    if not grid:
+        raise DataError(
+            f"--set coarse_archive={folder}: this training makes no coarse steps, or has static fields, which the "
+            "archive has not; leave it out"
+        )
+    step = float(f"{config.lr_step / grid:.9g}")
+    return SRDataset(folder, "train", target="coarsen", region="all", lr_step=config.lr_step, hr_step=step)
 
 
 # ---------------------------------------------------------------- settings that the files decide

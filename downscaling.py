@@ -32,9 +32,11 @@ from datasets import (
     format_region,
     found_settings,
     parse_region,
+    period_of_list,
     read_lr,
     training_command,
 )
+from metadata import Period, in_words
 from static import StaticFields, add_static_option
 from threads import Threads
 from utils import DataError, log, whole_number
@@ -64,6 +66,7 @@ def downscale_list(args, split):
     ground = {core: model.static.on(core) for core in {field.plan.core for field in fields}} if model.static else {}
     made = {"checkpoint": utils.digest(model.path), "seed": args.seed, "target": target, "scale": scale}
     made |= {"static_fields": model.static.identity} if model.static else {}
+    made |= {"accumulation_period": check_period(model, args.data_folder, split, args.any_period)}
     names = {field.index: f"{field.index:02d}_pre_sr.nc" for field in fields}
     mine = {names[field.index]: field for field in fields if field.index % args.shard[1] == args.shard[0]}
     requests = {name: utils.digest_of(made, args.members, field.identity) for name, field in mine.items()}
@@ -72,7 +75,7 @@ def downscale_list(args, split):
     check_room(args, fields, model.generator)
     pace = Threads(args.threads, "part", measure=next(model.generator.parameters()).device.type == "cpu")
     for name in utils.progress([name for name in mine if name in todo], "downscaling"):
-        attrs = {**made, "request": requests[name]}
+        attrs = {**made, "request": requests[name], "beyond_training": beyond_training(mine[name], model)}
         maps = ground.get(mine[name].plan.core)
         _write_field(mine[name], Path(args.out) / name, model.generator, args, attrs, pace, maps, earlier)
     utils.set_aside(earlier)
@@ -128,6 +131,8 @@ def downscale_parser(description, out):
         metavar="I/N",
         help="every N-th field from the I-th on (job arrays)",
     )
+    words = "use a model of another accumulation period, and say so in every output"
+    add("--any-period", action="store_true", help=words)
     add("--overwrite", action="store_true", help="make again what is already there from the same request")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: %(default)s)")
     add("--threads", type=utils.threads, metavar="N", help="number of threads (default: the quickest, as measured)")
@@ -147,13 +152,15 @@ def parse_shard(text):
 
 
 class Model(NamedTuple):
-    """A checkpoint ready for use: file, data settings, generator, the region it is tied to, its static fields."""
+    """A checkpoint ready for use: file, data settings, generator, the region it is tied to, its static fields, and what
+    it knows of rain (datasets.what_it_knows; {}: an earlier version did not say)."""
 
     path: Path
     config: DataConfig
     generator: Any
     region_cells: list | None
     static: StaticFields | None
+    knows: dict
 
 
 def load_model(args, split):
@@ -172,7 +179,8 @@ def load_model(args, split):
     with utils.reading(path):
         config = data_config(state, region, args.units)
         static = static_fields(path, state, args.static)
-        return Model(path, config, models.load_generator(state, device), state.get("region_cells"), static)
+        generator, knows = models.load_generator(state, device), state.get("knows", {})
+        return Model(path, config, generator, state.get("region_cells"), static, knows)
 
 
 class Candidate(NamedTuple):
@@ -310,6 +318,40 @@ def static_fields(path, state, files):
         return StaticFields(files, described) if described else None
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+
+
+def check_period(model, data_folder, split, any_period):
+    """Compare the accumulation periods of a Model and of a list; returns what outputs say of them.
+
+    Rain of 24 hours and of 24 minutes differs in texture and extremes. Where one of them is unknown it is said.
+
+    Raises: DataError: they differ, and any_period is False.
+    """
+    own = Period(model.knows.get("period_hours"), model.knows.get("period_from", ""))
+    given = period_of_list(data_folder, split)
+    if own.differs(given) and not any_period:
+        raise DataError(
+            f"{model.path} learned rain of {in_words(own.hours)}, and the {split} list holds rain of {given.words}, "
+            "which has other texture and extremes: take a model of this period, or use this one with --any-period"
+        )
+    if own.hours and given.hours and not own.differs(given):
+        return f"{in_words(given.hours)}, as in training"
+    words = f"{given.words}; of the model {own.words}"
+    log(f"{'WARNING: ' * own.differs(given)}period of the {split} list {words}")
+    return words + "; used with --any-period" * own.differs(given)
+
+
+def beyond_training(field, model):
+    """Say how many cells of an LRField hold more rain than any LR cell of the training; None: none, or unknown."""
+    most, cells = model.knows.get("lr_quantiles", {}).get("1"), field.values().values
+    over = int((cells > most).sum()) if most else 0  # false for missing cells
+    if not over:
+        return None
+    words = (
+        f"{over} of {cells.size} LR cells above {most:g} mm, the most that training had; up to {np.nanmax(cells):.4g}"
+    )
+    log(f"WARNING: {field.values().attrs['source']}: {words}")
+    return words
 
 
 # ---------------------------------------------------------------- one field

@@ -336,7 +336,7 @@ class State:
             self.vgg = models.TruncatedVGG19(5, 4, args.vgg_weights).to(group.device)
         self.step, self.best, self.best_weights, self.planned = 0, math.inf, None, True
         self.judged, self.scores, self.whole_steps, self.interpolated = 0, {}, self.steps, False
-        self.data_folder = args.data_folder
+        self.data_folder, self.knows = args.data_folder, {}
         self.saved, self.bytes = None, 0  # step of the last checkpoint; sent to other processes
         self.region_cells = None  # of a generator that is tied to one region
         self.opened = None  # the file it was resumed from
@@ -415,6 +415,7 @@ class State:
             "scores": self.scores,
             "whole_steps": self.whole_steps,
             "data_folder": str(self.data_folder),
+            "knows": self.knows,
             "static_files": self.static.files if self.static else [],
             "warnings": self.warnings(),
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()},
@@ -428,6 +429,7 @@ class State:
             "train_config",
             "region_cells",
             "ema",
+            "knows",
             "step",
             "warnings",
             "versions",
@@ -475,7 +477,7 @@ def open_state(config, path, args, group, dataset):
             f"expected a sample for each, for example --batch {8 * group.size}"
         )
     state = State(config, *settings, args, group)
-    state.interpolated = dataset.plans[0].interpolated
+    state.interpolated, state.knows = dataset.plans[0].interpolated, datasets.what_it_knows(dataset)
     files = args.static or (kept or {}).get("static_files", [])
     if bool(files) != bool(state.shape.static_fields):
         raise DataError(f"--static: {found} was trained without static fields; leave it out, or train anew")
@@ -564,19 +566,6 @@ def window_sides(train, config, coarse=False):
     return crop * (1 + coarse), sides
 
 
-def open_archive(state, maps):
-    """The dataset of `coarse_archive`: other files, at the step of the coarser grid, for every other coarse step.
-
-    Raises: DataError: this training has no coarse steps, or static fields, or the archive's files do not fit.
-    """
-    folder, grid = state.train.coarse_archive, state.generator.net.grids[state.shape.coarse]
-    if not state.coarse(1) or maps is not None:
-        words = "has static fields, which the archive has not" if maps is not None else "makes no coarse steps"
-        raise DataError(f"--set coarse_archive={folder}: this training {words}; leave it out")
-    archive = {"target": "coarsen", "region": "all", "lr_step": state.config.lr_step}
-    return datasets.SRDataset(folder, "train", hr_step=float(f"{state.config.lr_step / grid:.9g}"), **archive)
-
-
 class WindowLoader:
     """Cuts the training windows of the next step in another thread while the networks work on this one."""
 
@@ -594,8 +583,11 @@ class WindowLoader:
             for crop, sides in (window_sides(train, state.config, coarse) for coarse in (False, True))
         ]
         if train.coarse_archive:
+            grid = state.generator.net.grids[state.shape.coarse]
             crop, sides = window_sides(train, state.config, coarse=True)
-            archive = open_archive(state, maps)
+            archive = datasets.coarse_archive(
+                train.coarse_archive, state.config, state.coarse(1) and maps is None and grid
+            )
             self.windows.append(Windows(archive, crop=crop, sides=sides, **{**common, "valid_share": 0.0}))
         self.batch, (self.first, self.count) = train.batch, state.group.share(train.batch)
         self.weight = self.count * state.group.size / train.batch  # of this process's mean in the mean of all
