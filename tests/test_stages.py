@@ -202,8 +202,8 @@ def test_no_stage_makes_a_missing_value(home, tmp_path, monkeypatch):
             lon / 10 + 96,
             attrs={"units": "mm"},
         )
-    run(1, "--eval-folders", "days", "--output-folder", "lists")
-    run(1, "--eval-folders", "nights", "--output-folder", "fine")
+    run(1, "--eval-folders", "days", "--output-folder", "lists", "--valid-max", 2000)
+    run(1, "--eval-folders", "nights", "--output-folder", "fine", "--valid-max", 2000)
     run3("--data-folder", "lists", "--checkpoint", home.x10, "--out", "sr", "--members", 2)
     run(5, "--data-folder", "lists", "--split", "eval", "--hr-step", 0.1, "--out", "pairs")
     argv = ["--target", "coarsen", "--lr-step", 0.4, "--hr-step", 0.1, "--region", 105.95, 107.15, 27.15, 28.35]
