@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import DATA, REGION, TINY, nodes, rain, read_out, run, write_nc
+from conftest import DATA, REGION, TINY, nodes, rain, read_out, run, said, write_nc
 
 from datasets import PreTransforms, read_field
 
@@ -99,7 +99,9 @@ def test_radar_fields_keep_the_coordinates_of_the_file(radar, monkeypatch, step,
     monkeypatch.chdir(radar)
     out = radar / f"x{scale}"
     run(5, "--split", "eval", "--target", "coarsen", "--region", "all", "--lr-step", step, "--out", out)
-    run(3, "--checkpoint", f"Data/SavedModels/pre_srgan_coarsen_x{scale}.pth", "--out", out, "--no-scores")
+    model = f"Data/SavedModels/pre_srgan_coarsen_x{scale}.pth"  # of generated days
+    assert "learned rain of 24 h" in said(3, ["--checkpoint", model, "--out", out], monkeypatch)
+    run(3, "--checkpoint", model, "--out", out, "--no-scores", "--any-period")
     lr, hr, sr = (read_out(out / f"00_pre_{kind}.nc") for kind in ("lr", "hr", "sr"))
     with xr.open_dataset(RADAR / "eval/2019_06_10_0024.nc") as file:
         rows = file.tp.transpose("lat", "lon").sortby("lat", ascending=False).sortby("lon")
