@@ -10,6 +10,7 @@ Writes  {output-folder}/PreTrain.json, PreEval.json, PreObj.json (paths in date 
 """
 
 import argparse
+import functools
 from pathlib import Path
 
 import utils
@@ -26,11 +27,6 @@ FOLDERS = {  # what the folders of each option hold
     "train_hr": "truth of the training days (paired)",
     "eval_hr": "truth of the evaluation days (paired)",
 }
-
-
-def largest_amount(text):
-    """argparse type: mm a day."""
-    return utils.positive(text, MAX_DAILY)
 
 
 def parse_args(argv=None):
@@ -53,7 +49,7 @@ def parse_args(argv=None):
         help="leave out files with fewer rows or columns (default: 2)",
     )
     words = "largest amount that is rain, mm: above it a file is refused; up to it no code for missing is looked for"
-    add("--valid-max", type=largest_amount, metavar="MM", help=words)
+    add("--valid-max", type=functools.partial(utils.positive, high=MAX_DAILY), metavar="MM", help=words)
     add("--skip-bad", action="store_true", help="leave bad files out, naming them, instead of stopping")
     add_day_arguments(parser, DEFAULTS["train"])
     return parser.parse_args(argv)

@@ -585,7 +585,7 @@ def what_it_knows(dataset):
     cells = [dataset.lr(i) for i in range(len(dataset))]
     wet = np.concatenate([lr[lr >= 0.1] for lr in cells])  # false for missing cells too
     quantiles = {f"{q:g}": round(float(np.quantile(wet, q)), 4) for q in QUANTILES} if wet.size else {}
-    period = dataset.period
+    period = period_of_list(dataset.data_folder, dataset.split)
     return {"period_hours": period.hours, "period_from": period.source, "lr_quantiles": quantiles}
 
 
@@ -672,11 +672,6 @@ class SRDataset:
 
     def __len__(self):
         return len(self.files)
-
-    @property
-    def period(self):
-        """The Period of the list's amounts, as stage 1 found it."""
-        return period_of_list(self.data_folder, self.split)
 
     def identity(self, i):
         """What identifies pair i: its files and how they become a pair, as text."""

@@ -14,7 +14,7 @@ import argparse
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -104,9 +104,7 @@ def add_day_arguments(parser, folder):
     begin.add_argument("--utc-offset", type=_hours, metavar="H", help="days of local time, so many hours ahead of UTC")
     words = "where files without bounds have the time in its period: end (ERA5), middle, start; auto: as attributes say"
     add("--stamps", choices=("auto", *STAMPS), default="auto", help=f"{words}, else an error")
-    add(
-        "--member", type=lambda text: utils.whole_number(text, low=0), metavar="N", help="member of an ensemble to take"
-    )
+    add("--member", type=partial(utils.whole_number, low=0), metavar="N", help="member of an ensemble to take")
 
 
 def _hours(text):

@@ -75,9 +75,8 @@ def downscale_list(args, split):
     check_room(args, fields, model.generator)
     pace = Threads(args.threads, "part", measure=next(model.generator.parameters()).device.type == "cpu")
     for name in utils.progress([name for name in mine if name in todo], "downscaling"):
-        attrs = {**made, "request": requests[name], "beyond_training": beyond_training(mine[name], model)}
-        maps = ground.get(mine[name].plan.core)
-        _write_field(mine[name], Path(args.out) / name, model.generator, args, attrs, pace, maps, earlier)
+        attrs, maps = {**made, "request": requests[name]}, ground.get(mine[name].plan.core)
+        _write_field(mine[name], Path(args.out) / name, model, args, attrs, pace, maps, earlier)
     utils.set_aside(earlier)
     return model.config, fields, [Path(args.out) / name for name in mine]
 
@@ -214,26 +213,30 @@ def find_checkpoint(data_folder, split, region=None, folder="Data/SavedModels", 
     """
     kept = {Path(str(path).removesuffix(".previous")) for path in Path(folder).glob("pre_srgan*_x*.pth*")}
     ours = [_candidate(path, data_folder, split, region, static) for path in sorted(kept) if path.suffix == ".pth"]
-    fitting = _by_fit(ours)
-    near = data_config(fitting[0].state).region if fitting else None
-    if near is None and found_settings(data_folder, split, {})[1] is None:
+    fitting, near = _by_fit(ours), None
+    if fitting:
+        taken = fitting[0]
+        log(
+            f"{len(fitting)} model(s) in {folder} fit the {split} list; taking {taken.path.name}, the first of "
+            "this order (choose another with --checkpoint):"
+            + "".join(f"\n  {one.path.name}: {one.words}" for one in fitting)
+        )
+        if taken.state["data_config"]["target"] != "interpolate":
+            return taken.path, taken.state
+        near = data_config(taken.state).region
+    elif found_settings(data_folder, split, {})[1] is None:
         near = DataConfig.region  # the files hold it: where stage 5 looks without --region
     others = [path for path in sorted(Path(folder).glob("*.pth")) if path not in kept]
     others = [_candidate(path, data_folder, split, region, static, near) for path in others]
     if not fitting:
         raise DataError(_none_fits(data_folder, split, folder, ours, others, command))
-    log(
-        f"{len(fitting)} model(s) in {folder} fit the {split} list; taking {fitting[0].path.name}, the first of "
-        "this order (choose another with --checkpoint):"
-        + "".join(f"\n  {one.path.name}: {one.words}" for one in fitting)
-    )
     real = [one for one in _by_fit(others) if one.state["data_config"]["target"] != "interpolate"]
-    if fitting[0].state["data_config"]["target"] == "interpolate" and real:
+    if real:
         log(
-            f"NOTE: {fitting[0].path.name} learned to interpolate; {real[0].path.name} knows real rain: "
+            f"NOTE: {taken.path.name} learned to interpolate; {real[0].path.name} knows real rain: "
             f"{command} {real[0].options}"
         )
-    return fitting[0].path, fitting[0].state
+    return taken.path, taken.state
 
 
 def _by_fit(candidates):
@@ -341,16 +344,16 @@ def check_period(model, data_folder, split, any_period):
     return words + "; used with --any-period" * own.differs(given)
 
 
-def beyond_training(field, model):
-    """Say how many cells of an LRField hold more rain than any LR cell of the training; None: none, or unknown."""
-    most, cells = model.knows.get("lr_quantiles", {}).get("1"), field.values().values
+def beyond_training(lr, model):
+    """Say how many cells of an LR DataArray hold more rain than any of the training; None: none, or unknown."""
+    most, cells = model.knows.get("lr_quantiles", {}).get("1"), lr.values
     over = int((cells > most).sum()) if most else 0  # false for missing cells
     if not over:
         return None
     words = (
         f"{over} of {cells.size} LR cells above {most:g} mm, the most that training had; up to {np.nanmax(cells):.4g}"
     )
-    log(f"WARNING: {field.values().attrs['source']}: {words}")
+    log(f"WARNING: {lr.attrs['source']}: {words}")
     return words
 
 
@@ -367,14 +370,15 @@ def check_room(args, fields, generator):
     utils.check_memory(4 * args.members * (pixels + cells), words, utils.LESS)
 
 
-def _write_field(field, path, generator, args, attrs, pace, maps, earlier):
+def _write_field(field, path, model, args, attrs, pace, maps, earlier):
     """Downscale one LRField into one NetCDF file.
 
     Args: maps: static fields on the HR cells of its LR cells, or None. earlier: results set aside once it is ready.
     """
-    lr, plan, started = field.values(), field.plan, time.monotonic()
+    lr, plan, generator, started = field.values(), field.plan, model.generator, time.monotonic()
     times, known, scale = utils.field_times(lr), np.isfinite(lr.values), generator.scale
     names = {"title": "Downscaled precipitation", "source_file": lr.attrs["source"], "archive": lr.attrs.get("archive")}
+    names["beyond_training"] = beyond_training(lr, model)
     tiles = downscale(
         generator,
         lr.values,

@@ -204,8 +204,7 @@ class TrainConfig:
         choices=("", *LOSSES), joined=True)
     adversarial: str = option("relativistic", "adversarial loss", choices=("relativistic", "hinge", "bce"))
     members: int = option(2, "members made of each sample", low=1, high=1024)
-    batch: int = option(4, "samples in a step, over all processes", group=RECIPE, low=1,
-        high=65_536)
+    batch: int = option(4, "samples in a step, over all processes", group=RECIPE, low=1, high=65_536)
     window: tuple = option((2, 3), "smallest and largest side of what the network sees, in crops; 0: the whole region",
         group=RECIPE, low=1, high=10_000)
     crop: int = option(200, "side of what is made and compared, HR pixels (at least one LR cell); 0: the whole window",

@@ -477,7 +477,8 @@ def open_state(config, path, args, group, dataset):
             f"expected a sample for each, for example --batch {8 * group.size}"
         )
     state = State(config, *settings, args, group)
-    state.interpolated, state.knows = dataset.plans[0].interpolated, datasets.what_it_knows(dataset)
+    state.interpolated = dataset.plans[0].interpolated
+    state.knows = (kept or {}).get("knows") or datasets.what_it_knows(dataset)
     files = args.static or (kept or {}).get("static_files", [])
     if bool(files) != bool(state.shape.static_fields):
         raise DataError(f"--static: {found} was trained without static fields; leave it out, or train anew")
