@@ -24,12 +24,14 @@ FLOORS = {
     "verification": 3,
     "plots": 3,
     "downscaling": 3,
+    "processes": 3,
     "training": 3,
 }
 BESIDE = {
     ("verification", "realism"),
     ("training", "realism"),
     ("training", "critic"),
+    ("training", "processes"),
     ("reader", "metadata"),
     ("training", "verification"),
     ("training", "plots"),
