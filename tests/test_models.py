@@ -240,6 +240,12 @@ def test_directed_noise_keeps_the_variance_of_noise():
         assert made.shape == (4, 2, 160, 160) and abs(made.mean()) < 0.05 and abs(made.var() - 1) < 0.05
 
 
+def test_lines_of_directed_noise_hold_no_subnormal_numbers():
+    lines = DirectedNoise().lines
+    tiny = torch.finfo(torch.float32).tiny
+    assert (lines == 0).any() and not ((lines != 0) & (lines.abs() < tiny)).any()
+
+
 @pytest.mark.parametrize("angle", [0.0, 0.4, 1.1, 2.5])  # on and between the directions of the lines
 def test_directed_noise_lies_along_the_flow_of_each_pixel(angle):
     lay = DirectedNoise()
