@@ -31,8 +31,10 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def score(args, config, paths):
+def score(args, config, fields, paths):
     """Print the score table and write scores.csv; truth is read here, after every field was made.
+
+    Days that the model was trained on are marked in both.
 
     Returns: (pairs of LR and truth, curves of the scores, where the truth comes from); None for what there is not.
     """
@@ -53,6 +55,10 @@ def score(args, config, paths):
     if not rows:
         log("no scores: every window of truth and input has missing pixels; smaller ones may not, as --score-window 2")
         return pairs, None, truth
+    if seen := sum(field.in_training for field in fields):
+        words = f"{seen} of {len(fields)} fields are of days and places that the model was trained on"
+        for row in rows:
+            row["note"] = "; ".join(filter(None, (row.get("note"), words)))
     verification.write_scores(Path(args.out) / "scores.csv", rows)
     log(verification.format_table(rows, target=truth))
     if truth != "interpolate":
@@ -78,7 +84,7 @@ def main(argv=None):
     config, fields, paths = downscale_list(args, SPLIT)
     if len(paths) < len(fields):  # a shard of the list is neither scored nor drawn
         return
-    pairs, curves, truth = (None, None, None) if args.no_scores else score(args, config, paths)
+    pairs, curves, truth = (None, None, None) if args.no_scores else score(args, config, fields, paths)
     if args.plots:
         import plots
 

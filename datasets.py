@@ -33,13 +33,14 @@ TARGETS = ("interpolate", "coarsen", "paired")
 SPLITS = ("train", "eval", "obj")
 LR_STEPS = {"train": 1.0, "eval": 1.0, "obj": 0.4}  # degrees; default cell size of the files of each list
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)  # of the rain that a model learned from
-READER_VERSION = 4  # raise when the reader's result changes: old caches are then rebuilt
+READER_VERSION = 5  # raise when the reader's result changes: old caches are then rebuilt
 
 # fmt: off
 __all__ = [
     "DataConfig", "LRField", "PreTransforms", "SRDataset", "block_mean", "cells_of", "fill_nearest",
     "coarse_archive", "format_region", "found_settings", "interpolate", "make_pair", "open_list", "parse_region",
-    "period_of_list", "plan_pairs", "read_lr", "say_found", "training_command", "training_configs", "what_it_knows",
+    "period_of_list", "plan_pairs", "read_lr", "say_found", "trained_on", "training_command", "training_configs",
+    "what_it_knows",
 ]
 # fmt: on
 
@@ -462,7 +463,8 @@ class Archive:
     def _decode(self, words, write):
         """Decode every file, hand its bytes to `write`, and return the index.
 
-        Returns: for each file where its bytes begin, its grid, attributes and times, and a checksum; plain values.
+        Returns: for each file where its bytes begin, its grid, attributes and times, a checksum of its values, and one
+            of all that; plain values.
         """
         index, offset = [], 0
         for path in utils.progress(self.paths, words):
@@ -471,7 +473,8 @@ class Archive:
             times = {k: str(tp.coords[k].values) for k in ("time", "forecast_reference_time") if k in tp.coords}
             grid = [str(v) for v in astuple(grid_of(tp))]
             block = np.ascontiguousarray(tp.values).tobytes()
-            index.append({"offset": offset, "grid": grid, "attrs": tp.attrs, "times": times})
+            values = zlib.crc32(block)
+            index.append({"offset": offset, "grid": grid, "attrs": tp.attrs, "times": times, "values": values})
             index[-1]["checksum"] = _checksum(index[-1], block)
             write(block)
             offset += tp.size
@@ -589,6 +592,20 @@ def what_it_knows(dataset):
     return {"period_hours": period.hours, "period_from": period.source, "lr_quantiles": quantiles}
 
 
+def trained_on(dataset):
+    """Which days and places a generator is trained on, for its checkpoint: plain values.
+
+    Returns: {"digest": of the values, valid times and extents of all files, in their order, "days": {"west east south
+        north" of the cells that are used, degrees: [valid time to the minute, ...]}}.
+    """
+    days, archives = {}, [dataset.files] if dataset.truth is None else [dataset.files, dataset.truth]
+    for record, plan in zip(dataset.files.index, dataset.plans, strict=True):
+        edges = (plan.lr.west, plan.lr.east, plan.lr.south, plan.lr.north)
+        days.setdefault(" ".join(f"{float(edge):g}" for edge in edges), []).append(record["times"].get("time", "")[:16])
+    known = [[r["values"], r["times"], r["grid"]] for archive in archives for r in archive.index]
+    return {"digest": hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16], "days": days}
+
+
 def _units_found(found, own, paths):
     """{path: (units, True where they were typed)} that stage 1 found in files that are as it saw them.
 
@@ -637,7 +654,12 @@ def cells_of(grid):
 
 
 class LRField:
-    """One LR field of a list: its index in the list, its Plan, and its values when they are asked for."""
+    """One LR field of a list: its index in the list, its Plan, and its values when they are asked for.
+
+    in_training: a model that is used for it was trained on it.
+    """
+
+    in_training = False
 
     def __init__(self, archive, index, plan):
         self.archive, self.index, self.plan = archive, index, plan
@@ -646,6 +668,15 @@ class LRField:
     def identity(self):
         """What identifies the field: its file (see Archive.identity) and the cells that are taken, as text."""
         return f"{self.archive.identity(self.index)} {self.plan.lr} {self.plan.hr}"
+
+    def seen(self, trained):
+        """True where cells of this field, at its time, are among those of `trained_on`."""
+        time, own = self.archive.index[self.index]["times"].get("time", "")[:16], self.plan.lr
+        for extent, times in trained.get("days", {}).items():
+            west, east, south, north = map(float, extent.split())
+            if time in times and west < own.east and own.west < east and south < own.north and own.south < north:
+                return True
+        return False
 
     def values(self):
         """The field as a DataArray `tp` (lat, lon), mm."""

@@ -63,6 +63,15 @@ def downscale_list(args, split):
     log(
         f"{len(fields)} fields x{scale} with {model.path} (target {target}), {args.members} member(s), seed {args.seed}"
     )
+    with utils.reading(model.path):
+        known_days = [field for field in fields if field.seen(model.trained_on)]
+    for field in known_days:
+        field.in_training = True
+    if known_days:
+        log(
+            f"WARNING: {len(known_days)} of {len(fields)} fields are of days and places that {model.path} was trained "
+            "on: what it makes there is no test of it"
+        )
     ground = {core: model.static.on(core) for core in {field.plan.core for field in fields}} if model.static else {}
     made = {"checkpoint": utils.digest(model.path), "seed": args.seed, "target": target, "scale": scale}
     made |= {"static_fields": model.static.identity} if model.static else {}
@@ -151,8 +160,9 @@ def parse_shard(text):
 
 
 class Model(NamedTuple):
-    """A checkpoint ready for use: file, data settings, generator, the region it is tied to, its static fields, and what
-    it knows of rain (datasets.what_it_knows; {}: an earlier version did not say)."""
+    """A checkpoint ready for use: file, data settings, generator, the region it is tied to, its static fields, what it
+    knows of rain (datasets.what_it_knows) and what it was trained on (trained_on); {}: an earlier version did not say.
+    """
 
     path: Path
     config: DataConfig
@@ -160,6 +170,7 @@ class Model(NamedTuple):
     region_cells: list | None
     static: StaticFields | None
     knows: dict
+    trained_on: dict
 
 
 def load_model(args, split):
@@ -176,10 +187,13 @@ def load_model(args, split):
     for words in state.get("warnings", []):
         log(f"WARNING: {path}: {words}")
     with utils.reading(path):
+        if state.get("step", 1) == 0:
+            raise DataError(f"{path}: no training step was made, its weights are random; train it: 2train.py --resume")
         config = data_config(state, region, args.units)
         static = static_fields(path, state, args.static)
         generator, knows = models.load_generator(state, device), state.get("knows", {})
-        return Model(path, config, generator, state.get("region_cells"), static, knows)
+        trained = state.get("trained_on", {})
+        return Model(path, config, generator, state.get("region_cells"), static, knows, trained)
 
 
 class Candidate(NamedTuple):
@@ -378,7 +392,7 @@ def _write_field(field, path, model, args, attrs, pace, maps, earlier):
     lr, plan, generator, started = field.values(), field.plan, model.generator, time.monotonic()
     times, known, scale = utils.field_times(lr), np.isfinite(lr.values), generator.scale
     names = {"title": "Downscaled precipitation", "source_file": lr.attrs["source"], "archive": lr.attrs.get("archive")}
-    names["beyond_training"] = beyond_training(lr, model)
+    names |= {"beyond_training": beyond_training(lr, model), "in_training": "yes" if field.in_training else None}
     tiles = downscale(
         generator,
         lr.values,

@@ -237,7 +237,7 @@ class State:
             self.vgg = models.TruncatedVGG19(5, 4, args.vgg_weights).to(group.device)
         self.step, self.best, self.best_weights, self.planned = 0, math.inf, None, True
         self.judged, self.scores, self.whole_steps, self.interpolated = 0, {}, self.steps, False
-        self.data_folder, self.knows = args.data_folder, {}
+        self.data_folder, self.knows, self.trained_on = args.data_folder, {}, {}
         self.saved, self.bytes = None, 0  # step of the last checkpoint; sent to other processes
         self.region_cells = None  # of a generator that is tied to one region
         self.opened = None  # the file it was resumed from
@@ -317,6 +317,7 @@ class State:
             "whole_steps": self.whole_steps,
             "data_folder": str(self.data_folder),
             "knows": self.knows,
+            "trained_on": self.trained_on,
             "static_files": self.static.files if self.static else [],
             "warnings": self.warnings(),
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()},
@@ -331,6 +332,7 @@ class State:
             "region_cells",
             "ema",
             "knows",
+            "trained_on",
             "step",
             "warnings",
             "versions",
@@ -380,6 +382,8 @@ def open_state(config, path, args, group, dataset):
     state = State(config, *settings, args, group)
     state.interpolated = dataset.plans[0].interpolated
     state.knows = (kept or {}).get("knows") or datasets.what_it_knows(dataset)
+    state.trained_on = datasets.trained_on(dataset)
+    refuse_list(state, found, kept)
     files = args.static or (kept or {}).get("static_files", [])
     if bool(files) != bool(state.shape.static_fields):
         raise DataError(f"--static: {found} was trained without static fields; leave it out, or train anew")
@@ -395,6 +399,24 @@ def open_state(config, path, args, group, dataset):
         state.planned = args.max_minutes is None or hasattr(args, "content_steps")
     state.opened = found
     return state
+
+
+def refuse_list(state, found, kept):
+    """Raise DataError where the training list holds no rain, or is another than that of the checkpoint to resume."""
+    if not state.knows.get("lr_quantiles", True):
+        raise DataError(
+            f"{state.data_folder}: no LR cell of the training list holds 0.1 mm or more; expected days of rain to "
+            "learn from"
+        )
+    before, now = (kept or {}).get("trained_on"), state.trained_on
+    if before and before["digest"] != now["digest"]:
+        then, today = (sorted(day for days in part["days"].values() for day in days) for part in (before, now))
+        then, today = (f"{len(days)} files, {utils.when(days[0])} to {utils.when(days[-1])}" for days in (then, today))
+        raise DataError(
+            f"--resume: {found} was trained on other files ({then}) than {state.data_folder} lists now ({today}), or "
+            "their values or order have changed; give the list of the first run with --data-folder, or train anew on "
+            "this one, from those weights with --init"
+        )
 
 
 def make_room(state, path, args):

@@ -7,11 +7,12 @@ import argparse
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import nodes, rain, run, said, write_nc
+from conftest import TINY, nodes, rain, run, said, write_nc
 
 import datasets
 import utils
@@ -301,3 +302,57 @@ def test_stage_1_says_the_plateau_and_takes_valid_max(tmp_path, monkeypatch, cap
     run(1, *argv, "--valid-max", 255)
     assert utils.read_list(tmp_path, "eval") == [path]
     assert open_list(tmp_path, "eval").values(0).max() == 255
+
+
+# ---------------------------------------------------------------- a model is not used beyond what it is
+# The checkpoint says which values, days and places it was trained on; a model without a step or without rain is none.
+
+
+def test_a_training_goes_on_with_its_own_list_alone(home, tmp_path, monkeypatch):
+    shutil.copytree(home.home / "Data/DataTrain", tmp_path / "in")
+    run(1, "--train-folders", tmp_path / "in", "--output-folder", tmp_path)
+    words = ["--data-folder", tmp_path, "--lr-step", 1, "--hr-step", 0.1, *TINY, "--checkpoint", tmp_path / "a.pth"]
+    words += ["--runs", tmp_path / "runs"]
+    run(2, *words)
+    kept = (tmp_path / "a.pth").read_bytes()
+    run(1, "--train-folders", tmp_path / "in", "--output-folder", tmp_path)
+    assert run(2, *words, "--resume") == 0  # the same files, listed anew
+    (tmp_path / "in/1950_08_06.nc").rename(tmp_path / "in/1950_08_07.nc")
+    run(1, "--train-folders", tmp_path / "in", "--output-folder", tmp_path)
+    before = (tmp_path / "a.pth").read_bytes()
+    refusal = said(2, [*words, "--resume"], monkeypatch)
+    assert "a.pth was trained on other files (6 files, 1950-08-01 to 1950-08-06)" in refusal
+    assert "lists now (6 files, 1950-08-01 to 1950-08-07)" in refusal and "--init" in refusal
+    assert (tmp_path / "a.pth").read_bytes() == before and kept
+    assert run(2, *words, "--init", tmp_path / "a.pth") == 0
+
+
+def test_training_days_are_marked_where_they_are_scored(home, tmp_path, capsys):
+    days = [home.home / "Data/DataTrain/1950_08_02.nc", home.home / "Data/DataEval/2023_08_01.nc"]
+    for path in days:
+        shutil.copy(path, tmp_path)
+    run(1, "--eval-folders", tmp_path, "--output-folder", tmp_path)
+    argv = ["--data-folder", tmp_path, "--checkpoint", home.x10, "--out"]
+    run(3, *argv, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "WARNING: 1 of 2 fields are of days and places that" in said
+    assert "all rows: 1 of 2 fields are of days and places that the model was trained on" in said
+    assert "the model was trained on" in (tmp_path / "out/scores.csv").read_text()
+    marks = [utils.read_output(path).attrs.get("in_training") for path in sorted((tmp_path / "out").glob("*.nc"))]
+    assert marks == ["yes", None]
+    run(3, *argv, tmp_path / "there", "--region", 101, 105, 26, 30)  # the same day, where it was not trained
+    assert "trained on" not in capsys.readouterr().out
+
+
+def test_a_model_without_a_step_is_refused(home, tmp_path, monkeypatch):
+    utils.save_checkpoint(tmp_path / "a.pth", {**utils.load_checkpoint(home.x10), "step": 0})
+    argv = ["--data-folder", home.lists, "--checkpoint", tmp_path / "a.pth", "--out", tmp_path / "out"]
+    assert "a.pth: no training step was made, its weights are random" in said(3, argv, monkeypatch)
+
+
+def test_dry_days_alone_are_nothing_to_learn_from(tmp_path, monkeypatch):
+    paths = [day(tmp_path, 0 * FIELD, f"2023_08_0{k + 1}.nc", "mm") for k in range(3)]
+    argv = ["--data-folder", listed(tmp_path, paths), "--lr-step", 1, "--hr-step", 0.1, *TINY]
+    assert "no LR cell of the training list holds 0.1 mm or more" in said(
+        2, [*argv, "--checkpoint", tmp_path / "a.pth"], monkeypatch
+    )
