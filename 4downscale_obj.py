@@ -17,11 +17,12 @@ SPLIT, OUT = "obj", "Data/DataResults/ResultObj"
 
 def compare(args, fields, paths):
     """Compare the forecasts with their own input (consistency) and with analysed days (skill): print, write, draw."""
+    import forecasts
     import verification
 
     inputs = [field.values() for field in fields]
-    cells = verification.forecast_cells(paths, inputs, verification.analysed_days(args.data_folder))
-    rows = verification.compare_forecasts(cells)
+    cells = forecasts.forecast_cells(paths, inputs, forecasts.analysed_days(args.data_folder))
+    rows = forecasts.compare_forecasts(cells)
     verification.write_scores(Path(args.out) / "scores.csv", rows)
     log(verification.format_table(rows))
     log("(mm, at block means. consistency: what went in comes out; skill: the forecast against the analysed day)")

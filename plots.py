@@ -1,6 +1,6 @@
 """Draws every figure: maps, Q-Q plots and the curves of a score table.
 
-Reads    fields (DataArrays, mm), the curves of ScoreTable and the cells of forecast_cells (verification.py).
+Reads    fields (DataArrays, mm), the curves of ScoreTable and the cells of forecast_cells (forecasts.py).
 Writes   PNG files: save_figure one, plot_evaluation and plot_forecasts those of a whole run of stages 3 and 4.
 
     from plots import plot_maps, save_figure
@@ -93,7 +93,7 @@ def plot_forecasts(folder, paths, inputs, cells):
     """Draw the forecasts: NN_maps.png of each, members.png of the wettest, qq_NAME.png (Q-Q) for each reference.
 
     Args: paths: NN_pre_sr.nc. inputs: their LR DataArrays, mm, in the same order. cells: of
-        verification.forecast_cells: {name of the reference: list of (downscaled (M, n), reference (n,)), mm}.
+        forecasts.forecast_cells: {name of the reference: list of (downscaled (M, n), reference (n,)), mm}.
     """
     folder = Path(folder)
     for index, (path, lr) in enumerate(zip(progress(paths, "drawing"), inputs, strict=True)):

@@ -24,7 +24,7 @@ import scipy.fft
 import scipy.ndimage
 import xarray as xr
 
-from datasets import block_mean, fill_nearest, open_list
+from datasets import block_mean, fill_nearest
 from realism import KEYS, realism_lines
 from threads import allowed_cores
 from utils import DataError, field_times, log, progress, read_output, when, whole_file
@@ -70,9 +70,8 @@ COMPARISONS = (
 
 # fmt: off
 __all__ = [
-    "QuantileMatcher", "ScoreTable", "analysed_days", "check_match", "compare_cells", "compare_forecasts", "fair_crps",
-    "forecast_cells", "format_table", "histogram", "histogram_quantile", "lsd", "pair_cells", "rainfarm", "rapsd",
-    "sal", "score_outputs", "short_accumulation", "upsample", "wet_windows", "write_scores",
+    "QuantileMatcher", "ScoreTable", "check_match", "fair_crps", "format_table", "histogram", "histogram_quantile",
+    "lsd", "rainfarm", "rapsd", "sal", "score_outputs", "short_accumulation", "upsample", "wet_windows", "write_scores",
 ]
 # fmt: on
 
@@ -177,119 +176,6 @@ def _windows(lr, hr, scale, side):
     """(lr, hr, slices of hr) of the wet windows, `side` LR cells wide, without gaps in either."""
     for r, c in wet_windows(_under(lr, hr[: len(lr) * scale, : lr.shape[1] * scale], scale), side * scale):
         yield lr[r.start // scale : r.stop // scale, c.start // scale : c.stop // scale], hr[r, c], (r, c)
-
-
-# ---------------------------------------------------------------- forecasts (stage 4)
-
-
-def analysed_days(data_folder):
-    """Read the days of the evaluation list, to compare forecasts with: {date "YYYY-MM-DD": DataArray}, mm.
-
-    Without an evaluation list it says so and returns {}. A date that occurs more than once is left out, and named.
-    """
-    try:
-        archive = open_list(data_folder, "eval")
-    except DataError:
-        log("no evaluation list, so the forecasts are compared with their own input only")
-        return {}
-    days, twice = {}, set()
-    for field in map(archive.field, range(len(archive))):
-        date = str(field.time.values)[:10]
-        twice |= {date} & days.keys()
-        days[date] = field
-    if twice:
-        log(f"several analysed days of {', '.join(sorted(twice))}: expected one a date, so none of them is compared")
-    return {date: field for date, field in days.items() if date not in twice}
-
-
-def forecast_cells(paths, inputs, analyses):
-    """Pair each downscaled forecast with its own input, and with the analysed day of its date where there is one.
-
-    Args: paths: NN_pre_sr.nc. inputs: their LR DataArrays, mm, in the same order. analyses: {date: DataArray}, mm.
-    Returns: {"own input": results of pair_cells, "analysed day": the same}; without the latter, and saying so, where no
-        date fits or no analysed cell lies whole inside.
-    """
-    cells = {"own input": [], "analysed day": []}
-    for path, lr in zip(paths, inputs, strict=True):
-        sr = read_output(path)
-        cells["own input"].append(pair_cells(sr, lr))
-        if str(sr.time.values)[:10] in analyses:
-            with contextlib.suppress(NoCell):
-                cells["analysed day"].append(pair_cells(sr, analyses[str(sr.time.values)[:10]]))
-    if analyses and not cells["analysed day"]:
-        log("no analysed day has the date of a forecast and a whole cell inside it: compared with their own input only")
-    return {name: pairs for name, pairs in cells.items() if pairs}
-
-
-def compare_forecasts(cells):
-    """Score forecasts against their own input (consistency) and against analysed days (skill).
-
-    Args: cells: of forecast_cells. Returns: a row of compare_cells for each reference.
-    """
-    names = {"own input": "consistency: own input", "analysed day": "skill: analysed day"}
-    return [compare_cells(names[reference], pairs) for reference, pairs in cells.items()]
-
-
-class NoCell(ValueError):
-    """No cell of the reference lies whole inside the downscaled field."""
-
-
-def pair_cells(sr, reference, *, step=None):
-    """Average downscaled rain over the cells of a coarse field that lie whole inside it; cells match by coordinates.
-
-    Args: sr ([member,] lat, lon) and reference (lat, lon), DataArrays, mm; step: the reference's cell size in degrees
-        (default: the spacing of its nodes).
-    Returns: (M, n) means and (n,) values of the reference, mm: the cells without missing pixels.
-    Raises: ValueError: the valid dates differ. NoCell: no reference cell lies whole inside.
-    """
-    if "time" in sr.coords and "time" in reference.coords:
-        dates = [np.datetime64(field.time.values, "D") for field in (sr, reference)]
-        if dates[0] != dates[1]:
-            raise ValueError(f"pair_cells: SR is valid on {dates[0]}, the reference on {dates[1]}")
-    step = step or float(np.abs(np.diff(reference.lat)).mean())
-    (wy, rows), (wx, cols) = (_cell_weights(sr[d].values, reference[d].values, step) for d in ("lat", "lon"))
-    if not (len(rows) and len(cols)):
-        raise NoCell(f"pair_cells: no cell of {step:g} degrees of the reference lies whole inside SR")
-    pixels = sr.transpose(..., "lat", "lon").values.astype(np.float64)
-    whole = wy @ np.isfinite(pixels) @ wx.T > 1 - 1e-9
-    means = np.where(whole, wy @ np.nan_to_num(pixels) @ wx.T, np.nan).reshape(-1, len(rows) * len(cols))
-    truth = reference.transpose("lat", "lon").values[np.ix_(rows, cols)].ravel().astype(np.float64)
-    present = np.isfinite(means).all(0) & np.isfinite(truth)
-    return means[:, present], truth[present]
-
-
-def _cell_weights(pixels, nodes, step):
-    """Averaging weights (cells, pixels) onto cells of `step` around nodes, and the index of the nodes whole inside."""
-    inside = np.abs(pixels - nodes[:, None]) < step / 2
-    number = round(step / np.abs(np.diff(pixels)).mean())
-    whole = np.flatnonzero(inside.sum(1) == number)
-    return inside[whole] / number, whole
-
-
-def compare_cells(name, pairs):
-    """Score forecasts against a reference at its cells, all forecasts pooled: one row, in mm.
-
-    RMSE, bias and correlation are of the members' mean; Q-Q RMSE over 1 .. 99.9 % is the mean over members.
-
-    Args: name: must say what the reference is: the forecast's own input or the analysed day. pairs: of pair_cells.
-    """
-    from scores.continuous import additive_bias, correlation, rmse
-
-    members, truth = (np.concatenate(values, -1) for values in zip(*pairs, strict=True))
-    mean, obs = xr.DataArray(members.mean(0), dims="cell"), xr.DataArray(truth, dims="cell")
-    gap = np.quantile(members, QQ_LEVELS, axis=1).T - np.quantile(truth, QQ_LEVELS)
-    return {
-        "name": name,
-        "forecasts": len(pairs),
-        "cells": truth.size,
-        "mean_sr": float(mean.mean()),
-        "mean_reference": float(obs.mean()),
-        "rmse": float(rmse(mean, obs)),
-        "bias": float(additive_bias(mean, obs)),
-        "qq_rmse": float(np.sqrt((gap**2).mean(1)).mean()),
-        "max_difference": float(np.abs(members - truth).max()),
-        "correlation": float(correlation.pearsonr(mean, obs)),
-    }
 
 
 # ---------------------------------------------------------------- rows as text and as a file

@@ -15,8 +15,8 @@ import xarray as xr
 from conftest import TINY, nodes, rain, run, said, write_nc
 
 import datasets
+import forecasts
 import utils
-import verification
 from datasets import DataConfig, SRDataset, open_list
 from reader import inspect_files, read_field
 from settings import GeneratorConfig, TrainConfig
@@ -151,7 +151,7 @@ def test_forecasts_are_not_compared_with_the_last_of_several_analyses(tmp_path, 
     for k in (1, 2):
         write_nc(tmp_path / f"{k}/2023_08_12.nc", FIELD * k, LAT, LON, attrs={"units": "mm"})
     folder = listed(tmp_path, [f"{tmp_path}/{k}/2023_08_12.nc" for k in (1, 2)], "eval")
-    assert verification.analysed_days(folder) == {}
+    assert forecasts.analysed_days(folder) == {}
     assert "several analysed days of 2023-08-12: expected one a date" in capsys.readouterr().out
 
 

@@ -20,6 +20,7 @@ FLOORS = {
     "static": 2,
     "windows": 2,
     "critic": 3,
+    "forecasts": 3,
     "realism": 3,
     "verification": 3,
     "plots": 3,
@@ -36,6 +37,7 @@ BESIDE = {
     ("training", "verification"),
     ("training", "plots"),
     ("plots", "verification"),
+    ("forecasts", "verification"),
 }  # on one floor, one way only
 STAGES = sorted(path.name for path in ROOT.glob("[1-5]*.py"))
 HEAVY = {"torch", "torchvision", "scores", "matplotlib", "pysteps", "tensorboard"}

@@ -16,8 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 import plots
 from downscaling import downscale_parser
+from forecasts import pair_cells
 from reader import inspect_files, read_field
-from verification import pair_cells
 
 CASE = "daily_x40"
 NAMES = "nearest", "bilinear", "RainFARM", "ensemble mean", "one member", "ensemble"

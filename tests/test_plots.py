@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from test_verification import analysed, block_mean, forecast, rain, table_of
 
+import forecasts
 import plots
 import utils
 import verification
@@ -391,7 +392,7 @@ def test_forecasts_are_drawn_against_their_input_and_the_analysed_day(tmp_path):
     sr, own = forecast()
     paths = [tmp_path / "00_pre_sr.nc"]
     utils.write_field(paths[0], sr.astype(np.float32))
-    cells = verification.forecast_cells(paths, [own], {"2023-08-12": analysed()})
+    cells = forecasts.forecast_cells(paths, [own], {"2023-08-12": analysed()})
     plots.plot_forecasts(tmp_path / "plots", paths, [own], cells)
     assert sorted(p.name for p in (tmp_path / "plots").glob("*")) == [
         "00_maps.png",
