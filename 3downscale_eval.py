@@ -10,6 +10,7 @@ import functools
 from dataclasses import asdict
 from pathlib import Path
 
+import limits
 import utils
 from datasets import SRDataset
 from downscaling import downscale_list, downscale_parser
@@ -51,7 +52,7 @@ def score(args, config, fields, paths):
     truth = "coarsen" if real else config.target
     realism = None if truth == "interpolate" else Realism(config.scale)
     table = verification.score_outputs(paths, pairs, config.scale, side=args.score_window, realism=realism)
-    rows = table.rows()
+    rows = limits.noted(table.rows(), paths)
     if not rows:
         log("no scores: every window of truth and input has missing pixels; smaller ones may not, as --score-window 2")
         return pairs, None, truth

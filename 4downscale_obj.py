@@ -8,6 +8,7 @@ Writes  {out}/NN_pre_sr.nc, NN = position in the list, tp(time, [member,] lat, l
 
 from pathlib import Path
 
+import limits
 import utils
 from downscaling import downscale_list, downscale_parser
 from utils import log
@@ -22,7 +23,7 @@ def compare(args, fields, paths):
 
     inputs = [field.values() for field in fields]
     cells = forecasts.forecast_cells(paths, inputs, forecasts.analysed_days(args.data_folder))
-    rows = forecasts.compare_forecasts(cells)
+    rows = limits.noted(forecasts.compare_forecasts(cells), paths)
     verification.write_scores(Path(args.out) / "scores.csv", rows)
     log(verification.format_table(rows))
     log("(mm, at block means. consistency: what went in comes out; skill: the forecast against the analysed day)")

@@ -69,7 +69,10 @@ def write_pairs(args, split):
     config = dataset.config
     describe(split, dataset)
     names = {(i, kind): f"{i:02d}_pre_{kind}.nc" for i in range(len(dataset)) for kind in ("lr", "hr")}
-    requests = {name: utils.digest_of(config, dataset.identity(i), kind) for (i, kind), name in names.items()}
+    requests = {
+        name: utils.digest_of(config, dataset.identity(i), dataset.files.period, kind)
+        for (i, kind), name in names.items()
+    }
     known = {f"*_pre_{kind}.nc": requests.keys() for kind in ("lr", "hr")}
     todo, earlier = utils.choose_outputs(out, requests, known, args.overwrite)
     for index in utils.progress(sorted({i for (i, _), name in names.items() if name in todo}), "writing pairs"):
@@ -78,7 +81,8 @@ def write_pairs(args, split):
         for kind, field in zip(("lr", "hr"), pair, strict=True):
             name, title = names[index, kind], f"{kind.upper()} precipitation, target {config.target}"
             if name in todo:
-                utils.write_field(out / name, field, title=title, request=requests[name])
+                about = {"accumulation_period": dataset.files.period.words, "request": requests[name]}
+                utils.write_field(out / name, field, title=title, **about)
     utils.set_aside(earlier)
     log(f"{len(dataset)} x (NN_pre_lr.nc, NN_pre_hr.nc) in {out}, {len(todo)} files of them made now")
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 import utils
-from metadata import list_period
+from metadata import MAKE_DAYS, Period, list_period, settle_periods
 from reader import UNITS, Grid, canonical, grid_of, inspect_files, ratio, read_field
 from settings import YOUR_DATA, check_settings, option
 from utils import DataError, stamp
@@ -32,15 +32,13 @@ from utils import DataError, stamp
 TARGETS = ("interpolate", "coarsen", "paired")
 SPLITS = ("train", "eval", "obj")
 LR_STEPS = {"train": 1.0, "eval": 1.0, "obj": 0.4}  # degrees; default cell size of the files of each list
-QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)  # of the rain that a model learned from
 READER_VERSION = 5  # raise when the reader's result changes: old caches are then rebuilt
 
 # fmt: off
 __all__ = [
     "DataConfig", "LRField", "PreTransforms", "SRDataset", "block_mean", "cells_of", "fill_nearest",
     "coarse_archive", "format_region", "found_settings", "interpolate", "make_pair", "open_list", "parse_region",
-    "period_of_list", "plan_pairs", "read_lr", "say_found", "trained_on", "training_command", "training_configs",
-    "what_it_knows",
+    "plan_pairs", "read_lr", "say_found", "trained_on", "training_command", "training_configs",
 ]
 # fmt: on
 
@@ -424,13 +422,14 @@ class Archive:
     at once. Each field carries a checksum, which is compared when it is first used: a damaged cache is made again.
 
     Args: paths: list of files. units: of _units_found, or one for all. folder: where the cache is kept.
-        name: what its file name begins with.
+        name: what its file name begins with. periods: {path: Period} that stage 1 found or was told.
     """
 
-    def __init__(self, paths, units, folder, name):
-        self.paths, self.checked = list(paths), set()
+    def __init__(self, paths, units, folder, name, periods=None):
+        self.paths, self.checked, self.periods = list(paths), set(), periods or {}
         self.units = _units_for(self.paths, units)
-        key = json.dumps([READER_VERSION, [[p, *stamp(p), *self.units[p]] for p in map(_existing, self.paths)]])
+        files = [[p, *stamp(p), *self.units[p], str(self.periods.get(p))] for p in map(_existing, self.paths)]
+        key = json.dumps([READER_VERSION, files])
         self.stem = Path(folder) / "cache" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         self.index, self.data = _load_cache(self.stem, len(self.paths)) or self._build()
 
@@ -469,7 +468,7 @@ class Archive:
         index, offset = [], 0
         for path in utils.progress(self.paths, words):
             units, typed = self.units[path]
-            tp = read_field(path, *((units,) if typed else (None, units)))
+            tp = read_field(path, *((units,) if typed else (None, units)), period=self.periods.get(path))
             times = {k: str(tp.coords[k].values) for k in ("time", "forecast_reference_time") if k in tp.coords}
             grid = [str(v) for v in astuple(grid_of(tp))]
             block = np.ascontiguousarray(tp.values).tobytes()
@@ -487,6 +486,26 @@ class Archive:
     def grids(self):
         """The Grid of each file."""
         return [Grid(*map(Fraction, r["grid"][:3]), *map(int, r["grid"][3:])) for r in self.index]
+
+    @cached_property
+    def period(self):
+        """The Period of the list, as stage 1 found it or was told; else, of a list made by hand, as its files say.
+
+        Raises: DataError: a list that mixes periods.
+        """
+        records = [
+            {
+                "path": path,
+                **{name: r["times"].get(name, "")[:16] for name in ("time", "forecast_reference_time")},
+                "period": r["attrs"].get("period_hours"),
+                "period_from": r["attrs"].get("period_from", ""),
+            }
+            for path, r in zip(self.paths, self.index, strict=True)
+        ]
+        records, faults = settle_periods(records)
+        if faults:
+            raise DataError(faults[0])
+        return list_period(records)
 
     def values(self, i):
         """Values of file i, (H, W), float32, mm; a view of the cache."""
@@ -569,27 +588,9 @@ def open_list(data_folder, split, part="lr", units="auto"):
     if None in paths:
         return None
     paths = [Path(path).as_posix() for path in paths]
-    if units == "auto":
-        units = _units_found(info.get("files", {}), f"{split}_hr" if part == "hr" else split, paths)
-    return Archive(paths, units, data_folder, f"{split}_{part}")
-
-
-def period_of_list(data_folder, split):
-    """The Period of a list's amounts, as stage 1 found it; hours None: nothing says it."""
-    return list_period(utils.read_info(data_folder).get("files", {}).get(split, []))
-
-
-def what_it_knows(dataset):
-    """What a generator that is trained on this SRDataset knows of rain, for its checkpoint.
-
-    Returns: {"period_hours": number or None, "period_from": what says so, "lr_quantiles": {"0.5": mm, ...}, quantiles
-        of the wet LR cells (at least 0.1 mm), {} where all are dry}.
-    """
-    cells = [dataset.lr(i) for i in range(len(dataset))]
-    wet = np.concatenate([lr[lr >= 0.1] for lr in cells])  # false for missing cells too
-    quantiles = {f"{q:g}": round(float(np.quantile(wet, q)), 4) for q in QUANTILES} if wet.size else {}
-    period = period_of_list(dataset.data_folder, dataset.split)
-    return {"period_hours": period.hours, "period_from": period.source, "lr_quantiles": quantiles}
+    records = _records_of(info.get("files", {}), f"{split}_hr" if part == "hr" else split, paths)
+    periods = {r["path"]: Period(r["period"], r["period_from"]) for r in records if r.get("period")}
+    return Archive(paths, _units_found(records) if units == "auto" else units, data_folder, f"{split}_{part}", periods)
 
 
 def trained_on(dataset):
@@ -606,22 +607,35 @@ def trained_on(dataset):
     return {"digest": hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16], "days": days}
 
 
-def _units_found(found, own, paths):
-    """{path: (units, True where they were typed)} that stage 1 found in files that are as it saw them.
+def _records_of(found, own, paths):
+    """The records of these files in PreInfo.json; of a file in several lists that of the list `own`.
 
-    A file may be in several lists, listed with other --units: the list `own` decides.
-
-    Raises: DataError: a file that has changed since its units were typed.
+    Raises: DataError: a file that has changed since its period was typed.
     """
     records = {r["path"]: r for name in sorted(found, key=lambda name: name == own) for r in found[name]}
     records = [records[path] for path in paths if path in records]
     for record in records:
+        if record.get("period_from") == "--period" and not record.get("period"):
+            raise _changed(record, "period", "")
+    return records
+
+
+def _units_found(records):
+    """{path: (units, True where they were typed)} that stage 1 found in files that are as it saw them.
+
+    Args: records: of _records_of; a file may be in several lists, listed with other --units.
+    Raises: DataError: a file that has changed since its units were typed.
+    """
+    for record in records:
         if record["units"] is None and record.get("units_from") == "--units":
-            raise DataError(
-                f"{record['path']}: changed since stage 1 was told its units; run 1create_data_lists.py again, or say "
-                "them here with --units"
-            )
+            raise _changed(record, "units", ", or say them here with --units")
     return {r["path"]: (r["units"], r.get("units_from") == "--units") for r in records if r["units"]}
+
+
+def _changed(record, what, more):
+    return DataError(
+        f"{record['path']}: changed since stage 1 was told its {what}; run 1create_data_lists.py again{more}"
+    )
 
 
 def read_lr(data_folder, split, config, region_cells=None):
@@ -699,6 +713,9 @@ class SRDataset:
         self.truth = open_list(data_folder, split, "hr", self.config.units)
         if self.config.target == "paired" and self.truth is None:
             raise _no_pairs(data_folder, split)
+        if self.truth is not None:
+            words = f"{data_folder}: LR files of the {split} list", "their truth"
+            _same_period(words, self.files.period, self.truth.period)
         self.plans = _plans(self.files, self.config)
 
     def __len__(self):
@@ -762,10 +779,19 @@ class SRDataset:
         return label(lr, plan.lr, like, self.config), label(hr, plan.hr, like, self.config)
 
 
-def coarse_archive(folder, config, grid):
+def _same_period(names, one, other):
+    """Raise DataError where two lists hold rain of different Periods; `names` are theirs in the message."""
+    if one.differs(other):
+        raise DataError(
+            f"{names[0]} hold rain of {one.words}, {names[1]} of {other.words}; expected one period: list files of "
+            f"the same period, make days of them with {MAKE_DAYS}, or, where the files are wrong, give stage 1 --period"
+        )
+
+
+def coarse_archive(folder, dataset, grid):
     """The SRDataset of another archive, whose files have the step of the coarser grid of training.
 
-    Args: folder: its lists of stage 1. config: DataConfig of the training. grid: pixels along an LR cell at the coarser
+    Args: folder: its lists of stage 1. dataset: SRDataset of the training. grid: pixels along an LR cell at the coarser
         grid; 0 or False: this training has no coarse steps, or static fields.
     Raises: DataError: no such grid, or files that do not fit.
     """
@@ -774,8 +800,12 @@ def coarse_archive(folder, config, grid):
             f"--set coarse_archive={folder}: this training makes no coarse steps, or has static fields, which the "
             "archive has not; leave it out"
         )
-    step = float(f"{config.lr_step / grid:.9g}")
-    return SRDataset(folder, "train", target="coarsen", region="all", lr_step=config.lr_step, hr_step=step)
+    lr_step = dataset.config.lr_step
+    settings = {"lr_step": lr_step, "hr_step": float(f"{lr_step / grid:.9g}")}
+    archive = SRDataset(folder, "train", target="coarsen", region="all", **settings)
+    words = f"--set coarse_archive={folder}: its files", "those of the training"
+    _same_period(words, archive.files.period, dataset.files.period)
+    return archive
 
 
 # ---------------------------------------------------------------- settings that the files decide

@@ -32,11 +32,11 @@ from datasets import (
     format_region,
     found_settings,
     parse_region,
-    period_of_list,
     read_lr,
     training_command,
 )
-from metadata import Period, in_words
+from limits import ANY, Knowledge, count_beyond, period_words, refuse_other, said, said_of
+from metadata import in_words
 from static import StaticFields, add_static_option
 from threads import Threads
 from utils import DataError, log, whole_number
@@ -75,7 +75,7 @@ def downscale_list(args, split):
     ground = {core: model.static.on(core) for core in {field.plan.core for field in fields}} if model.static else {}
     made = {"checkpoint": utils.digest(model.path), "seed": args.seed, "target": target, "scale": scale}
     made |= {"static_fields": model.static.identity} if model.static else {}
-    made |= {"accumulation_period": check_period(model, args.data_folder, split, args.any_period)}
+    made |= {"accumulation_period": check_period(model, fields, split, args.any_period)}
     names = {field.index: f"{field.index:02d}_pre_sr.nc" for field in fields}
     mine = {names[field.index]: field for field in fields if field.index % args.shard[1] == args.shard[0]}
     requests = {name: utils.digest_of(made, args.members, field.identity) for name, field in mine.items()}
@@ -87,7 +87,10 @@ def downscale_list(args, split):
         attrs, maps = {**made, "request": requests[name]}, ground.get(mine[name].plan.core)
         _write_field(mine[name], Path(args.out) / name, model, args, attrs, pace, maps, earlier)
     utils.set_aside(earlier)
-    return model.config, fields, [Path(args.out) / name for name in mine]
+    paths = [Path(args.out) / name for name in mine]
+    for words in said_of(paths):
+        log(f"WARNING: {words}")
+    return model.config, fields, paths
 
 
 # ---------------------------------------------------------------- options
@@ -161,7 +164,7 @@ def parse_shard(text):
 
 class Model(NamedTuple):
     """A checkpoint ready for use: file, data settings, generator, the region it is tied to, its static fields, what it
-    knows of rain (datasets.what_it_knows) and what it was trained on (trained_on); {}: an earlier version did not say.
+    knows of rain and what it was trained on (datasets.trained_on); {}: an earlier version did not say.
     """
 
     path: Path
@@ -169,7 +172,7 @@ class Model(NamedTuple):
     generator: Any
     region_cells: list | None
     static: StaticFields | None
-    knows: dict
+    knows: Knowledge
     trained_on: dict
 
 
@@ -182,7 +185,8 @@ def load_model(args, split):
         path, state = utils.open_checkpoint(args.checkpoint)
     else:
         command = _command(args, split)
-        path, state = find_checkpoint(args.data_folder, split, region, command=command, static=args.static)
+        more = {"static": args.static, "any_period": args.any_period}
+        path, state = find_checkpoint(args.data_folder, split, region, command=command, **more)
     device = models.find_device(args.device)
     for words in state.get("warnings", []):
         log(f"WARNING: {path}: {words}")
@@ -191,9 +195,8 @@ def load_model(args, split):
             raise DataError(f"{path}: no training step was made, its weights are random; train it: 2train.py --resume")
         config = data_config(state, region, args.units)
         static = static_fields(path, state, args.static)
-        generator, knows = models.load_generator(state, device), state.get("knows", {})
-        trained = state.get("trained_on", {})
-        return Model(path, config, generator, state.get("region_cells"), static, knows, trained)
+        generator, trained = models.load_generator(state, device), state.get("trained_on", {})
+        return Model(path, config, generator, state.get("region_cells"), static, Knowledge.of(path, state), trained)
 
 
 class Candidate(NamedTuple):
@@ -216,17 +219,17 @@ FITS = {  # how the files of a list serve a model, the best first
 }
 
 
-def find_checkpoint(data_folder, split, region=None, folder="Data/SavedModels", command="...", static=()):
+def find_checkpoint(data_folder, split, region=None, folder="Data/SavedModels", command="...", **asked):
     """(path, state) of the checkpoint named pre_srgan* in `folder` that fits a list best; says which and why.
 
     Where it learned to interpolate, and a checkpoint of another name that fits knows real rain, it says so.
 
-    Args: command: what was typed, to which --checkpoint is added where a checkpoint of another name fits. static: files
-        of static fields.
+    Args: command: what was typed, to which --checkpoint is added where a checkpoint of another name fits. asked:
+        `static`, files of static fields; `any_period`, True where models of other periods fit too.
     Raises: DataError: none fits, with the reason of each, those of other names, and the command that trains one.
     """
     kept = {Path(str(path).removesuffix(".previous")) for path in Path(folder).glob("pre_srgan*_x*.pth*")}
-    ours = [_candidate(path, data_folder, split, region, static) for path in sorted(kept) if path.suffix == ".pth"]
+    ours = [_candidate(path, data_folder, split, region, **asked) for path in sorted(kept) if path.suffix == ".pth"]
     fitting, near = _by_fit(ours), None
     if fitting:
         taken = fitting[0]
@@ -241,7 +244,7 @@ def find_checkpoint(data_folder, split, region=None, folder="Data/SavedModels", 
     elif found_settings(data_folder, split, {})[1] is None:
         near = DataConfig.region  # the files hold it: where stage 5 looks without --region
     others = [path for path in sorted(Path(folder).glob("*.pth")) if path not in kept]
-    others = [_candidate(path, data_folder, split, region, static, near) for path in others]
+    others = [_candidate(path, data_folder, split, region, near, **asked) for path in others]
     if not fitting:
         raise DataError(_none_fits(data_folder, split, folder, ours, others, command))
     real = [one for one in _by_fit(others) if one.state["data_config"]["target"] != "interpolate"]
@@ -258,23 +261,27 @@ def _by_fit(candidates):
     return sorted((one for one in candidates if one.rank), key=lambda one: (one.rank, one.path.name))
 
 
-def _candidate(path, data_folder, split, region, static, near=None):
+def _candidate(path, data_folder, split, region, near=None, *, static=(), any_period=False):
     """The Candidate at `path`; one that cannot be read has no state.
 
-    Args: region: that was typed, or None. static: files of static fields. near: instead of `all`, where none was typed.
+    Args: region: that was typed, or None. near: instead of `all`, where none was typed. static, any_period: as in
+        find_checkpoint.
     """
     state, words, options = None, "", f"--checkpoint {shlex.quote(str(path))}"
     try:
         with utils.reading(path):
             found, state = utils.open_checkpoint(path)
-            own, tied = data_config(state), state.get("region_cells")
+            own, tied, period = data_config(state), state.get("region_cells"), Knowledge.of(path, state).period
             if own.region == "all" and near not in (None, "all") and not region:
                 region, options = near, f"{options} --region {format_region(near)}"
             where = "any region" if own.region == "all" else f"trained on region {format_region(own.region)}"
             where = f"for region {format_region(own.region)} alone" if tied else where
-            words = f"x{own.scale}, {own.lr_step:g} to {own.hr_step:g} degree, target {own.target}, {where}; "
+            words = f"x{own.scale}, {own.lr_step:g} to {own.hr_step:g} degree, target {own.target}, {where}"
+            words += f", rain of {in_words(period.hours)}; " if period.hours else "; "
             fields = read_lr(data_folder, split, data_config(state, region), tied)
             static_fields("it", state, static)
+            if not any_period:
+                refuse_other("it", period, fields[0].archive.period, split)
             rank, hr = fit(fields), fields[0].plan.hr
             words += f"{list(FITS.values())[rank[0]]}; makes {hr.rows} x {hr.cols} pixels"
             return Candidate(found, state, rank, words, options)
@@ -337,37 +344,19 @@ def static_fields(path, state, files):
         raise DataError(f"{path}: {error}") from None
 
 
-def check_period(model, data_folder, split, any_period):
+def check_period(model, fields, split, any_period):
     """Compare the accumulation periods of a Model and of a list; returns what outputs say of them.
 
-    Rain of 24 hours and of 24 minutes differs in texture and extremes. Where one of them is unknown it is said.
+    Where one of them is unknown it is said.
 
     Raises: DataError: they differ, and any_period is False.
     """
-    own = Period(model.knows.get("period_hours"), model.knows.get("period_from", ""))
-    given = period_of_list(data_folder, split)
-    if own.differs(given) and not any_period:
-        raise DataError(
-            f"{model.path} learned rain of {in_words(own.hours)}, and the {split} list holds rain of {given.words}, "
-            "which has other texture and extremes: take a model of this period, or use this one with --any-period"
-        )
-    if own.hours and given.hours and not own.differs(given):
-        return f"{in_words(given.hours)}, as in training"
-    words = f"{given.words}; of the model {own.words}"
-    log(f"{'WARNING: ' * own.differs(given)}period of the {split} list {words}")
-    return words + "; used with --any-period" * own.differs(given)
-
-
-def beyond_training(lr, model):
-    """Say how many cells of an LR DataArray hold more rain than any of the training; None: none, or unknown."""
-    most, cells = model.knows.get("lr_quantiles", {}).get("1"), lr.values
-    over = int((cells > most).sum()) if most else 0  # false for missing cells
-    if not over:
-        return None
-    words = (
-        f"{over} of {cells.size} LR cells above {most:g} mm, the most that training had; up to {np.nanmax(cells):.4g}"
-    )
-    log(f"WARNING: {lr.attrs['source']}: {words}")
+    own, given = model.knows.period, fields[0].archive.period
+    if not any_period:
+        refuse_other(model.path, own, given, split)
+    words = period_words(own, given)
+    if "of the model" in words:
+        log(f"{'WARNING: ' * (ANY in words)}period of the {split} list {words}")
     return words
 
 
@@ -392,7 +381,7 @@ def _write_field(field, path, model, args, attrs, pace, maps, earlier):
     lr, plan, generator, started = field.values(), field.plan, model.generator, time.monotonic()
     times, known, scale = utils.field_times(lr), np.isfinite(lr.values), generator.scale
     names = {"title": "Downscaled precipitation", "source_file": lr.attrs["source"], "archive": lr.attrs.get("archive")}
-    names |= {"beyond_training": beyond_training(lr, model), "in_training": "yes" if field.in_training else None}
+    names |= count_beyond(lr.values, model.knows) | {"in_training": "yes" if field.in_training else None}
     tiles = downscale(
         generator,
         lr.values,
@@ -417,7 +406,7 @@ def _write_field(field, path, model, args, attrs, pace, maps, earlier):
         utils.set_aside(earlier)
     log(
         f"{path}  {utils.when(times.get('time', ''))}  from {lr.attrs['source']}  "
-        f"LR mean {np.nanmean(lr.values):.2f} mm  {time.monotonic() - started:.1f} s"
+        f"LR mean {np.nanmean(lr.values):.2f} mm  {time.monotonic() - started:.1f} s" + "; ".join(["", *said([names])])
     )
 
 

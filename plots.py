@@ -21,6 +21,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import IdentityTransform
 
+import limits
 from datasets import block_mean
 from utils import DataError, log, progress, read_output, when, whole_file
 from verification import QQ_LEVELS
@@ -83,7 +84,7 @@ def plot_evaluation(folder, paths, pairs, curves=None, *, target=None):
         save_figure(plot_maps(*near, caption=words), folder / "wettest.png")
         save_figure(_members_of(*beside), folder / "members.png", dpi="figure")
     if curves is not None:
-        words, attrs = f"{len(paths)} files", shown.attrs
+        words, attrs = "; ".join([f"{len(paths)} files", *limits.said_of(paths)]), shown.attrs
         figure = plot_scores(curves, caption=words, archive=attrs.get("archive"), target=attrs.get("target"))
         save_figure(figure, folder / "scores.png")
     log(f"drew {len(paths)} maps, wettest.png, members.png{'' if curves is None else ', scores.png'} in {folder}")
@@ -104,6 +105,7 @@ def plot_forecasts(folder, paths, inputs, cells):
     for name, pairs in cells.items():
         made, known = (np.concatenate(values, -1) for values in zip(*pairs, strict=True))
         words, archive = f"{len(pairs)} forecasts at the cells of the {name}", inputs[0].attrs.get("archive")
+        words = "; ".join([words, *limits.said_of(paths)])
         figure = plot_qq(known, made, caption=words, archive=archive, names=(name, "downscaled"))
         save_figure(figure, folder / f"qq_{name.replace(' ', '_')}.png")
     log(f"drew {len(paths)} maps, members.png and {len(cells)} Q-Q plots in {folder}")
@@ -405,7 +407,7 @@ def _sign(figure, caption, archive):
 
 def _caption_lines(caption, width):
     """A caption in lines for a figure of this width, inches."""
-    return textwrap.wrap(caption.lstrip("; "), max(40, int(17 * width)))
+    return textwrap.wrap(caption.lstrip("; "), max(40, int(17 * width)), break_on_hyphens=False)
 
 
 def _rain_colours(levels):
@@ -451,7 +453,7 @@ def _about(sr):
     said += [sr.attrs[key] for key in ("source", "source_file") if sr.attrs.get(key)]
     number = sr.sizes.get("member", 0)
     members = f", {number} member{'s' if number > 1 else ''}" if number else ""
-    return [*said, f"{sr.sizes['lat']} x {sr.sizes['lon']} pixels{members}"]
+    return [*said, f"{sr.sizes['lat']} x {sr.sizes['lon']} pixels{members}", *limits.said([sr.attrs])]
 
 
 def _panels(lr, sr, hr, members):

@@ -26,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import critic
 import datasets
+import limits
 import models
 import realism
 import static
@@ -381,7 +382,8 @@ def open_state(config, path, args, group, dataset):
         )
     state = State(config, *settings, args, group)
     state.interpolated = dataset.plans[0].interpolated
-    state.knows = (kept or {}).get("knows") or datasets.what_it_knows(dataset)
+    period, cells = dataset.files.period, map(dataset.lr, range(len(dataset)))
+    state.knows = limits.resumed(found, kept, period) or limits.learn(cells, period)
     state.trained_on = datasets.trained_on(dataset)
     refuse_list(state, found, kept)
     files = args.static or (kept or {}).get("static_files", [])
@@ -509,9 +511,7 @@ class WindowLoader:
         if train.coarse_archive:
             grid = state.generator.net.grids[state.shape.coarse]
             crop, sides = window_sides(train, state.config, coarse=True)
-            archive = datasets.coarse_archive(
-                train.coarse_archive, state.config, state.coarse(1) and maps is None and grid
-            )
+            archive = datasets.coarse_archive(train.coarse_archive, dataset, state.coarse(1) and maps is None and grid)
             self.windows.append(Windows(archive, crop=crop, sides=sides, **{**common, "valid_share": 0.0}))
         self.batch, (self.first, self.count) = train.batch, state.group.share(train.batch)
         self.weight = self.count * state.group.size / train.batch  # of this process's mean in the mean of all

@@ -27,7 +27,7 @@ import numpy as np
 
 VERSION = "0.1.0"
 CHECKPOINT_FORMAT = 4
-OUTPUT_FORMAT = 2  # of NN_pre_*.nc; raise when NetCDFWriter writes them otherwise: earlier outputs are then made anew
+OUTPUT_FORMAT = 3  # of NN_pre_*.nc; raise when NetCDFWriter writes them otherwise: earlier outputs are then made anew
 LISTS = {"train": "PreTrain.json", "eval": "PreEval.json", "obj": "PreObj.json"}
 INFO = "PreInfo.json"
 JSON_FOLDER = "Data/JsonPath"  # where the lists are unless told otherwise
@@ -412,8 +412,8 @@ def read_list(data_folder, split):
 def read_info(data_folder):
     """What PreInfo.json says of files that are as stage 1 saw them; empty where there is none (hand-made lists).
 
-    No conclusion outlives its file: of one of another size or time only `path` and `units_from` are left, `units` is
-    None, and it is said once.
+    No conclusion outlives its file: of one of another size or time only `path`, `units_from` and `period_from` are
+    left, `units` is None, and it is said once.
     """
     info, changed = _stored_info(data_folder), []
     for records in info.get("files", {}).values():
@@ -421,7 +421,8 @@ def read_info(data_folder):
             path = record["path"]
             if os.path.isfile(path) and (record.get("size"), record.get("mtime_ns")) != stamp(path):
                 changed.append(path)
-                records[k] = {"path": path, "units": None, "units_from": record.get("units_from")}
+                told = {name: record.get(name) for name in ("units_from", "period_from")}
+                records[k] = {"path": path, "units": None, **told}
     if changed:
         more = f" and {len(changed) - 1} more" if changed[1:] else ""
         _say_once(
@@ -453,7 +454,7 @@ def _stored_info(data_folder):
     if not (isinstance(files, dict) and all(isinstance(records, list) for records in files.values())) or not all(
         isinstance(r, dict)
         and isinstance(r.get("path"), str)
-        and isinstance(r.get("step", 1), (int, float))
+        and all(isinstance(r.get(name) or 1, (int, float)) for name in ("step", "period"))
         and "units" in r
         for records in files.values()
         for r in records

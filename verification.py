@@ -251,7 +251,8 @@ def _figure(row, key):
 
 
 def _wrapped(words, indent=""):
-    return textwrap.wrap(words, 100, initial_indent=indent, subsequent_indent=indent + "  ")
+    indents = {"initial_indent": indent, "subsequent_indent": indent + "  "}
+    return textwrap.wrap(words, 100, break_on_hyphens=False, **indents)
 
 
 def write_scores(path, rows):

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 from conftest import (
     ROOT,
     block_means,
@@ -379,11 +378,14 @@ def test_models_of_other_names_are_offered_with_the_command_that_uses_them(home,
     words = said(3, ["--members", 2, "--no-scores", "--out", "a folder"], monkeypatch)
     assert "no model of yours (Data/SavedModels/pre_srgan*_x*.pth) fits the eval list" in words
     about = (
-        "x10, 1 to 0.1 degree, target {}, trained on region 106 110 26 30; the files hold its LR cells; makes 50 x 50"
+        "x10, 1 to 0.1 degree, target {}, trained on region 106 110 26 30, rain of 24 h; the files hold its LR cells; "
+        "makes 50 x 50"
     )
     assert f"shipped_x10.pth: {about.format('interpolate')}" in words and "text.pth: not a checkpoint" in words
     assert f"other.pth: {about.format('coarsen')}" in words
-    assert "x4.pth: x4, 0.4 to 0.1 degree, target interpolate, trained on region 106 110 26 30; its LR cells" in words
+    assert (
+        "x4.pth: x4, 0.4 to 0.1 degree, target interpolate, trained on region 106 110 26 30, rain of 24 h; its" in words
+    )
     command = next(line for line in words.splitlines() if line.endswith("/shipped_x10.pth"))
     typed = shlex.split(command)
     assert typed[:2] == ["python", "3downscale_eval.py"]
@@ -453,52 +455,3 @@ def test_several_models_that_fit_are_listed_in_their_order_with_the_reason(home,
         (tmp_path / name).unlink()
     downscaling.find_checkpoint(home.lists, "eval", folder=tmp_path)  # also where it is the only one
     assert "1 model(s)" in (words := capsys.readouterr().out) and "finer than the files'" in words
-
-
-def knowing(path, out, **knows):
-    """A copy of the checkpoint at `path` that knows this of rain."""
-    state = utils.load_checkpoint(path)
-    utils.save_checkpoint(out, {**state, "knows": knows} if knows else {k: v for k, v in state.items() if k != "knows"})
-    return out
-
-
-def test_checkpoints_know_the_period_and_the_amounts_of_their_training(home):
-    knows = utils.load_checkpoint(home.x10)["knows"]
-    assert knows["period_hours"] == 24 and "spacing" in knows["period_from"]
-    assert list(knows["lr_quantiles"]) == ["0.5", "0.9", "0.99", "0.999", "1"]
-    amounts = list(knows["lr_quantiles"].values())
-    assert amounts == sorted(amounts) and amounts[0] >= 0.1
-
-
-def attributes(folder):
-    """The attributes of each output."""
-    return [xr.open_dataset(path).attrs for path in sorted(folder.glob("*_pre_sr.nc"))]
-
-
-def test_a_model_of_another_period_is_refused_in_one_sentence(home, tmp_path, monkeypatch, capsys):
-    model = knowing(home.x10, tmp_path / "minutes.pth", period_hours=0.4, period_from="time_bnds", lr_quantiles={})
-    argv = ["--data-folder", home.lists, "--checkpoint", model, "--out", tmp_path / "out", "--no-scores"]
-    words = said(3, argv, monkeypatch)
-    assert "learned rain of 24 min, and the eval list holds rain of 24 h (spacing of the list)" in words
-    assert "--any-period" in words and not (tmp_path / "out").exists()
-    run(3, *argv, "--any-period")
-    assert "WARNING: period of the eval list 24 h" in capsys.readouterr().out
-    for attrs in attributes(tmp_path / "out"):
-        assert attrs["accumulation_period"].endswith("of the model 24 min (time_bnds); used with --any-period")
-
-
-def test_an_unknown_period_is_said_and_a_known_one_stands_in_the_outputs(home, tmp_path, capsys):
-    argv = ["--data-folder", home.lists, "--no-scores"]
-    run(3, *argv, "--checkpoint", knowing(home.x10, tmp_path / "old.pth"), "--out", tmp_path / "old")
-    assert "period of the eval list 24 h (spacing of the list); of the model unknown" in capsys.readouterr().out
-    run(3, *argv, "--checkpoint", home.x10, "--out", tmp_path / "new")
-    assert attributes(tmp_path / "new")[0]["accumulation_period"] == "24 h, as in training"
-
-
-def test_amounts_beyond_those_of_training_are_counted(home, tmp_path, capsys):
-    model = knowing(home.x10, tmp_path / "x.pth", period_hours=24.0, period_from="", lr_quantiles={"1": 2.5})
-    run(3, "--data-folder", home.lists, "--checkpoint", model, "--out", tmp_path / "out", "--no-scores")
-    lr = downscaling.read_lr(home.lists, "eval", downscaling.data_config(utils.load_checkpoint(model)))[0].values()
-    words = f"{int((lr.values > 2.5).sum())} of {lr.size} LR cells above 2.5 mm, the most that training had"
-    assert (lr.values > 2.5).any() and words in capsys.readouterr().out
-    assert attributes(tmp_path / "out")[0]["beyond_training"].startswith(words)

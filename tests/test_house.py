@@ -10,6 +10,7 @@ from conftest import ROOT, stage
 
 FLOORS = {
     "utils": 0,
+    "limits": 1,
     "metadata": 1,
     "settings": 1,
     "reader": 1,
@@ -34,6 +35,7 @@ BESIDE = {
     ("training", "critic"),
     ("training", "processes"),
     ("reader", "metadata"),
+    ("limits", "metadata"),
     ("training", "verification"),
     ("training", "plots"),
     ("plots", "verification"),
