@@ -37,8 +37,10 @@ def score(args, config, fields, paths):
 
     Days that the model was trained on are marked in both.
 
-    Returns: (pairs of LR and truth, curves of the scores, where the truth comes from); None for what there is not.
+    Returns: (pairs of LR and truth, curves of the scores, where the truth comes from, {}); where there is no truth
+        (None, None, None, cells of forecasts.report, which compares the fields with their input).
     """
+    import forecasts
     import verification
     from realism import Realism
 
@@ -46,8 +48,8 @@ def score(args, config, fields, paths):
         pairs = SRDataset(args.data_folder, SPLIT, dataarray=True, **asdict(config))
         pairs[0]  # refuses where there is no truth
     except DataError as error:
-        log(f"no scores: {error}")
-        return None, None, None
+        log(f"no scores: {error}; the fields are compared with their own input")
+        return None, None, None, forecasts.report(args.out, paths, [field.values() for field in fields], {})
     real = config.target == "interpolate" and not pairs.plans[0].interpolated  # the files themselves are HR
     truth = "coarsen" if real else config.target
     realism = None if truth == "interpolate" else Realism(config.scale)
@@ -55,7 +57,7 @@ def score(args, config, fields, paths):
     rows = limits.noted(table.rows(), paths)
     if not rows:
         log("no scores: every window of truth and input has missing pixels; smaller ones may not, as --score-window 2")
-        return pairs, None, truth
+        return pairs, None, truth, {}
     if seen := sum(field.in_training for field in fields):
         words = f"{seen} of {len(fields)} fields are of days and places that the model was trained on"
         for row in rows:
@@ -64,7 +66,7 @@ def score(args, config, fields, paths):
     log(verification.format_table(rows, target=truth))
     if truth != "interpolate":
         warn(rows)
-    return pairs, table.curves(), truth
+    return pairs, table.curves(), truth, {}
 
 
 def warn(rows):
@@ -85,13 +87,13 @@ def main(argv=None):
     config, fields, paths = downscale_list(args, SPLIT)
     if len(paths) < len(fields):  # a shard of the list is neither scored nor drawn
         return
-    pairs, curves, truth = (None, None, None) if args.no_scores else score(args, config, fields, paths)
+    pairs, curves, truth, cells = (None, None, None, {}) if args.no_scores else score(args, config, fields, paths)
     if args.plots:
         import plots
 
         if pairs is None:
             pairs = [(field.values(), None) for field in fields]
-        plots.plot_evaluation(Path(args.out) / "plots", paths, pairs, curves, target=truth)
+        plots.plot_evaluation(Path(args.out) / "plots", paths, pairs, curves, target=truth, cells=cells)
 
 
 if __name__ == "__main__":

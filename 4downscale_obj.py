@@ -8,10 +8,8 @@ Writes  {out}/NN_pre_sr.nc, NN = position in the list, tp(time, [member,] lat, l
 
 from pathlib import Path
 
-import limits
 import utils
 from downscaling import downscale_list, downscale_parser
-from utils import log
 
 SPLIT, OUT = "obj", "Data/DataResults/ResultObj"
 
@@ -19,14 +17,9 @@ SPLIT, OUT = "obj", "Data/DataResults/ResultObj"
 def compare(args, fields, paths):
     """Compare the forecasts with their own input (consistency) and with analysed days (skill): print, write, draw."""
     import forecasts
-    import verification
 
     inputs = [field.values() for field in fields]
-    cells = forecasts.forecast_cells(paths, inputs, forecasts.analysed_days(args.data_folder))
-    rows = limits.noted(forecasts.compare_forecasts(cells), paths)
-    verification.write_scores(Path(args.out) / "scores.csv", rows)
-    log(verification.format_table(rows))
-    log("(mm, at block means. consistency: what went in comes out; skill: the forecast against the analysed day)")
+    cells = forecasts.report(args.out, paths, inputs, forecasts.analysed_days(args.data_folder))
     if args.plots:
         import plots
 

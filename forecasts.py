@@ -1,22 +1,41 @@
-"""Compares downscaled forecasts with their own input and with analysed days, at the cells of both (stage 4).
+"""Compares downscaled fields with their own input and with analysed days, at the cells of both (stages 3 and 4).
 
-Reads    NN_pre_sr.nc of stage 4 and the evaluation list of stage 1.
-Writes   nothing.
+Reads    NN_pre_sr.nc and the evaluation list of stage 1.
+Writes   scores.csv.
 
     from forecasts import compare_forecasts, forecast_cells
     rows = compare_forecasts(forecast_cells(paths, inputs, {"2023-08-12": analysed}))
 """
 
 import contextlib
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from datasets import open_list
+from limits import noted
 from utils import DataError, log, read_output
-from verification import QQ_LEVELS
+from verification import QQ_LEVELS, format_table, write_scores
 
-__all__ = ["NoCell", "analysed_days", "compare_cells", "compare_forecasts", "forecast_cells", "pair_cells"]
+__all__ = ["NoCell", "analysed_days", "compare_cells", "compare_forecasts", "forecast_cells", "pair_cells", "report"]
+
+
+def report(out, paths, inputs, analyses):
+    """Compare downscaled fields with their own input and with analysed days: print the table, write {out}/scores.csv.
+
+    Args: paths, inputs, analyses: of forecast_cells. Returns: what forecast_cells does, for the pictures.
+    """
+    cells = forecast_cells(paths, inputs, analyses)
+    if not cells:
+        log("every cell of the input is missing: nothing to compare")
+        return cells
+    rows = noted(compare_forecasts(cells), paths)
+    write_scores(Path(out) / "scores.csv", rows)
+    log(format_table(rows))
+    skill = "; skill: the forecast against the analysed day" * (len(rows) > 1)
+    log(f"(at block means. consistency: what went in comes out, no test of the detail below the cells{skill})")
+    return cells
 
 
 def analysed_days(data_folder):
@@ -49,17 +68,18 @@ def forecast_cells(paths, inputs, analyses):
     cells = {"own input": [], "analysed day": []}
     for path, lr in zip(paths, inputs, strict=True):
         sr = read_output(path)
-        cells["own input"].append(pair_cells(sr, lr))
+        step = int(sr.attrs["scale"]) * float(np.abs(np.diff(sr.lat)).mean()) if "scale" in sr.attrs else None
+        cells["own input"].append(pair_cells(sr, lr, step=step))  # also of one row of cells
         if str(sr.time.values)[:10] in analyses:
             with contextlib.suppress(NoCell):
                 cells["analysed day"].append(pair_cells(sr, analyses[str(sr.time.values)[:10]]))
     if analyses and not cells["analysed day"]:
         log("no analysed day has the date of a forecast and a whole cell inside it: compared with their own input only")
-    return {name: pairs for name, pairs in cells.items() if pairs}
+    return {name: pairs for name, pairs in cells.items() if sum(known.size for _, known in pairs)}
 
 
 def compare_forecasts(cells):
-    """Score forecasts against their own input (consistency) and against analysed days (skill).
+    """Score downscaled fields against their own input (consistency) and against analysed days (skill).
 
     Args: cells: of forecast_cells. Returns: a row of compare_cells for each reference.
     """
@@ -117,7 +137,7 @@ def compare_cells(name, pairs):
     gap = np.quantile(members, QQ_LEVELS, axis=1).T - np.quantile(truth, QQ_LEVELS)
     return {
         "name": name,
-        "forecasts": len(pairs),
+        "fields": len(pairs),
         "cells": truth.size,
         "mean_sr": float(mean.mean()),
         "mean_reference": float(obs.mean()),

@@ -165,7 +165,7 @@ def noted(rows, paths):
     words = said_of(paths)
     if not words:
         return rows
-    own = [row for row in rows if "forecasts" in row or any(word in row["name"] for word in ("member", "ensemble"))]
+    own = [row for row in rows if "cells" in row or any(word in row["name"] for word in ("member", "ensemble"))]
     return [
         row | {"note": "; ".join([*filter(None, [row.get("note")]), *words])} if row in own else row for row in rows
     ]

@@ -61,14 +61,15 @@ __all__ = [
 # ---------------------------------------------------------------- the pictures of a run
 
 
-def plot_evaluation(folder, paths, pairs, curves=None, *, target=None):
+def plot_evaluation(folder, paths, pairs, curves=None, *, target=None, cells=None):
     """Draw the evaluation days: NN_maps.png of every day and scores.png; of the wettest wettest.png and members.png.
 
     wettest.png is a close-up, members.png a window of about 400 pixels a side, drawn pixel by pixel.
 
     Args: paths: NN_pre_sr.nc in list order. pairs: sequence of their (lr, hr) DataArrays, mm; hr is None where there is
         no truth. curves: of a ScoreTable; None: no scores.png. target: where the truth comes from, where the fields'
-        own word is not to be taken ("interpolate" over files at the HR step has real truth).
+        own word is not to be taken ("interpolate" over files at the HR step has real truth). cells: as of
+        plot_forecasts, where there is no truth.
     """
     folder, wettest, near, beside, shown = Path(folder), -1.0, None, None, None
     for index, path in enumerate(progress(paths, "drawing")):
@@ -87,6 +88,7 @@ def plot_evaluation(folder, paths, pairs, curves=None, *, target=None):
         words, attrs = "; ".join([f"{len(paths)} files", *limits.said_of(paths)]), shown.attrs
         figure = plot_scores(curves, caption=words, archive=attrs.get("archive"), target=attrs.get("target"))
         save_figure(figure, folder / "scores.png")
+    _plot_cells(folder, paths, cells or {}, pairs[0][0].attrs.get("archive"))
     log(f"drew {len(paths)} maps, wettest.png, members.png{'' if curves is None else ', scores.png'} in {folder}")
 
 
@@ -102,13 +104,17 @@ def plot_forecasts(folder, paths, inputs, cells):
     index = int(np.argmax([np.nan_to_num(float(lr.mean())) for lr in inputs]))
     beside = wettest_window(inputs[index], read_output(paths[index]))
     save_figure(_members_of(*beside), folder / "members.png", dpi="figure")
+    _plot_cells(folder, paths, cells, inputs[0].attrs.get("archive"))
+    log(f"drew {len(paths)} maps, members.png and {len(cells)} Q-Q plots in {folder}")
+
+
+def _plot_cells(folder, paths, cells, archive):
+    """Draw qq_NAME.png for each reference of forecasts.forecast_cells."""
     for name, pairs in cells.items():
         made, known = (np.concatenate(values, -1) for values in zip(*pairs, strict=True))
-        words, archive = f"{len(pairs)} forecasts at the cells of the {name}", inputs[0].attrs.get("archive")
-        words = "; ".join([words, *limits.said_of(paths)])
+        words = "; ".join([f"{len(pairs)} fields at the cells of the {name}", *limits.said_of(paths)])
         figure = plot_qq(known, made, caption=words, archive=archive, names=(name, "downscaled"))
         save_figure(figure, folder / f"qq_{name.replace(' ', '_')}.png")
-    log(f"drew {len(paths)} maps, members.png and {len(cells)} Q-Q plots in {folder}")
 
 
 def save_figure(figure, path, *, dpi=110):

@@ -57,7 +57,7 @@ SCORES = (
     ("conservation_mm", "means", 6, "largest difference of a block mean from the input"),
 )
 COMPARISONS = (
-    ("forecasts", "forecasts", 11, ""),
+    ("fields", "fields", 8, ""),
     ("cells", "cells", 7, ""),
     ("mean_sr", "mean SR", 9, "mean of the downscaled fields"),
     ("mean_reference", "reference", 10, "mean of what they are compared with"),

@@ -365,12 +365,12 @@ def test_a_slower_process_does_not_replace_a_cache_that_is_being_read(tmp_path, 
     folder = lists(tmp_path, train=[day(tmp_path, FIELD)])
     plain, made = datasets.read_field, []
 
-    def slow(*args):
+    def slow(*args, **words):
         with monkeypatch.context() as patch:
             patch.setattr(datasets, "read_field", plain)
             datasets.open_list(folder, "train")  # the quicker process
         made.extend(path.stat().st_ino for path in sorted((tmp_path / "cache").iterdir()))
-        return plain(*args)
+        return plain(*args, **words)
 
     monkeypatch.setattr(datasets, "read_field", slow)
     archive = datasets.open_list(folder, "train")

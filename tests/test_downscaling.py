@@ -432,7 +432,7 @@ def test_a_model_tied_to_a_region_and_the_training_command_of_fine_files(home, t
     with pytest.raises(DataError) as no:
         downscaling.find_checkpoint(home.hr_lists, "eval", folder=tmp_path)
     words = str(no.value)
-    assert "tied_x10.pth: x10, 1 to 0.1 degree, target coarsen, for region 106 110 26 30 alone; does not fit" in words
+    assert "x10, 1 to 0.1 degree, target coarsen, for region 106 110 26 30 alone, rain of 24 h; does not fit" in words
     assert f"python 2train.py --data-folder {home.hr_lists} --target" in words
 
 

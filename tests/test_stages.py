@@ -1,5 +1,6 @@
 """Laws of the five stages, run as their users run them, on the small archive of conftest.py."""
 
+import csv
 import json
 import re
 import shutil
@@ -248,14 +249,20 @@ def test_outputs_pass_a_cf_checker_and_open_in_other_tools(home, tmp_path):
 
 
 def test_plots_are_drawn_without_truth_and_without_scores(home, tmp_path, capsys):
-    """Days at the LR step have no truth for a model of coarsen: input and members are drawn all the same."""
+    """Days at the LR step have no truth for a model of coarsen: they are drawn, and compared with their own input."""
     names = ["00_maps.png", "01_maps.png", "02_maps.png", "members.png", "wettest.png"]
     run(3, "--checkpoint", home.coarsen, "--out", tmp_path / "a", "--members", 2, "--plots")
-    assert "no scores: " in capsys.readouterr().out and not (tmp_path / "a/scores.csv").exists()
+    printed = capsys.readouterr().out
+    assert "no truth for target coarsen" in printed and "no test of the detail" in printed
+    with (tmp_path / "a/scores.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["name"] == "consistency: own input" and (row["fields"], row["cells"]) == ("3", str(3 * 25))
+    assert float(row["qq_rmse"]) < 1e-4 and float(row["max_difference"]) < 1e-4 < float(row["mean_reference"])
     run(3, "--checkpoint", home.x10, "--out", tmp_path / "b", "--plots", "--no-scores")
-    for folder in "ab":
+    for folder, more in (("a", ["qq_own_input.png"]), ("b", [])):
         drawn = sorted((tmp_path / folder / "plots").iterdir())
-        assert [path.name for path in drawn] == names and min(path.stat().st_size for path in drawn) > 5000
+        assert [path.name for path in drawn] == sorted(names + more)
+        assert min(path.stat().st_size for path in drawn) > 5000
 
 
 def test_files_at_the_hr_step_are_real_truth_whatever_the_target(home, tmp_path, capsys):
