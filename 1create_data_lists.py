@@ -57,7 +57,12 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    folders = choose_folders(args)
+    with utils.alone(Path(args.output_folder) / ".lists.lock", args.output_folder):
+        write_all(args, choose_folders(args))
+
+
+def write_all(args, folders):
+    """Make the days that are asked for, read every file and write the lists."""
     if args.make_days:
         make_days(args.make_days, args.days_folder, DayRule.of(args), skip_bad=args.skip_bad)
     records, left_out = {}, []

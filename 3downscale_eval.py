@@ -13,7 +13,7 @@ from pathlib import Path
 import limits
 import utils
 from datasets import SRDataset
-from downscaling import downscale_list, downscale_parser
+from downscaling import alone, downscale_list, downscale_parser
 from utils import DataError, log
 
 SPLIT, OUT = "eval", "Data/DataResults/ResultEval"
@@ -84,6 +84,12 @@ def warn(rows):
 
 def main(argv=None):
     args = parse_args(argv)
+    with alone(args):
+        _make(args)
+
+
+def _make(args):
+    """Everything, while no other run writes to the folder."""
     config, fields, paths = downscale_list(args, SPLIT)
     if len(paths) < len(fields):  # a shard of the list is neither scored nor drawn
         return

@@ -9,7 +9,7 @@ Writes  {out}/NN_pre_sr.nc, NN = position in the list, tp(time, [member,] lat, l
 from pathlib import Path
 
 import utils
-from downscaling import downscale_list, downscale_parser
+from downscaling import alone, downscale_list, downscale_parser
 
 SPLIT, OUT = "obj", "Data/DataResults/ResultObj"
 
@@ -28,9 +28,10 @@ def compare(args, fields, paths):
 
 def main(argv=None):
     args = downscale_parser(__doc__, OUT).parse_args(argv)
-    _, fields, paths = downscale_list(args, SPLIT)
-    if len(paths) == len(fields):  # a shard of the list is not compared
-        compare(args, fields, paths)
+    with alone(args):
+        _, fields, paths = downscale_list(args, SPLIT)
+        if len(paths) == len(fields):  # a shard of the list is not compared
+            compare(args, fields, paths)
 
 
 if __name__ == "__main__":

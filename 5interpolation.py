@@ -44,7 +44,9 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     for split in chosen_splits(args):
-        write_pairs(args, split)
+        out = Path(args.out or f"Data/DataResults/{FOLDERS[split]}")
+        with utils.alone(out / ".pairs.lock", out):
+            write_pairs(args, split, out)
 
 
 def chosen_splits(args):
@@ -59,9 +61,8 @@ def chosen_splits(args):
     return there
 
 
-def write_pairs(args, split):
+def write_pairs(args, split, out):
     """Write the pairs of one list; outputs that are there already, whole and of the same request, are kept."""
-    out = Path(args.out or f"Data/DataResults/{FOLDERS[split]}")
     typed = settings.given(args, DataConfig)
     found, extent = found_settings(args.data_folder, split, typed)
     say_found(args.data_folder, split, found, extent)

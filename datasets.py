@@ -442,7 +442,8 @@ class Archive:
             for old in stem.parent.glob(f"{stem.name.split('-')[0]}-*"):
                 if old.stem != stem.name:
                     old.unlink(missing_ok=True)
-            with part.open("wb") as file:
+            part.unlink(missing_ok=True)
+            with part.open("xb") as file:  # made here, never through a link
                 index = self._decode(f"decoding into {stem.parent}", file.write)
                 file.flush(), os.fsync(file.fileno())  # or a crash could leave zeros under the final name
             if quicker := _load_cache(stem, len(self.paths)):  # of another process; a third may be reading it

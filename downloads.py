@@ -30,13 +30,12 @@ from metadata import (
     name_times,
     own_units,
     seconds_of,
-    shown,
     text_of,
     time_roles,
     unit_factor,
 )
-from reader import MAX_CELLS, axes_of, canonical, choose, newest, opened
-from utils import DataError, log, stamp, when
+from reader import MAX_CELLS, axes_of, canonical, choose, newest, opened, understood
+from utils import DataError, log, shown, stamp, when
 
 EPOCH = np.datetime64("1970-01-01", "s")
 HOUR, DAY = np.timedelta64(3600, "s"), np.timedelta64(86400, "s")
@@ -205,7 +204,7 @@ def _headers(paths, rule, skip_bad):
     sources = []
     for path in utils.progress(paths, "reading headers"):
         try:
-            with opened(path) as dataset:
+            with understood(path), opened(path) as dataset:
                 sources.append(_header(dataset, path, rule))
         except DataError as error:
             words = str(error) if str(error).startswith(str(path)) else f"{path}: {error}"

@@ -43,7 +43,7 @@ from utils import DataError, log, whole_number
 
 TILE_PIXELS = 1_500_000
 
-__all__ = ["downscale", "downscale_list", "downscale_parser", "find_checkpoint"]
+__all__ = ["alone", "downscale", "downscale_list", "downscale_parser", "find_checkpoint"]
 
 
 def downscale_list(args, split):
@@ -91,6 +91,14 @@ def downscale_list(args, split):
     for words in said_of(paths):
         log(f"WARNING: {words}")
     return model.config, fields, paths
+
+
+def alone(args):
+    """Hold the folder of results for this run, a context; the shards of one run hold it together."""
+    own = ("shard", "device", "threads", "tile", "overwrite", "plots", "no_scores", "score_window")
+    asked = {name: str(value) for name, value in vars(args).items() if name not in own}
+    shared = utils.digest_of(asked, args.shard[1]) if args.shard[1] > 1 else ""
+    return utils.alone(Path(args.out) / ".pre_sr.lock", args.out, shared)
 
 
 # ---------------------------------------------------------------- options

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from metadata import Period, in_words, shown
-from utils import DataError
+from metadata import Period, in_words
+from utils import DataError, shown
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1)  # of the wet LR cells of a training
 WET = 0.1  # mm, from which on an LR cell is wet

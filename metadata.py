@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import DataError
+from utils import DataError, shown
 
 # words that speak of rain
 RAIN = re.compile("precip|rain(?!bow)|prcp|niederschlag|pluie|lluvia|降水|降雨|雨量", re.I)
@@ -59,19 +59,13 @@ FACTOR = re.compile(r"\s*(/)?\s*(\d+(?:\.\d+)?)?\s*([a-z]+)(?:\s?(-\d+)|(\d+))?"
 __all__ = [
     "AMOUNTS", "AS_STORED", "MAKE_DAYS", "NOTHING", "Period", "RAIN", "RATES", "UNITS", "bounds_variable", "dates",
     "in_words", "list_period", "name_times", "other_quantity", "own_units", "parse_period", "period_of",
-    "refuse_other", "said", "seconds_of", "settle_periods", "shown", "text_of", "time_bounds", "time_roles",
+    "refuse_other", "said", "seconds_of", "settle_periods", "text_of", "time_bounds", "time_roles",
     "unit_factor",
 ]
 # fmt: on
 
 
 # ---------------------------------------------------------------- which quantity
-
-
-def shown(text, width=80):
-    """Text of a file as a message shows it: printable, one line, at most `width` characters."""
-    plain = "".join(c if c.isprintable() else " " for c in " ".join(str(text)[: 8 * width].split()))
-    return plain if len(plain) <= width else plain[: width - 3] + "..."
 
 
 def text_of(attrs, name):

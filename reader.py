@@ -10,6 +10,8 @@ A value is the mean of the square cell around its node. Grids are kept as exact 
 only in coordinates. xarray and cftime are imported where files are opened, so that --help of a stage answers at once.
 """
 
+import contextlib
+import ctypes
 import math
 import os
 import re
@@ -39,13 +41,12 @@ from metadata import (
     said,
     seconds_of,
     settle_periods,
-    shown,
     text_of,
     time_bounds,
     time_roles,
     unit_factor,
 )
-from utils import DataError, stamp, when
+from utils import DataError, shown, stamp, when
 
 RAIN_NAMES = ("tp", "pr", "prcp", "precip", "precipitation", "tp_sum")
 MORE_NAMES = ("precipitationcal", "tot_prec", "apcp", "apcp_surface", "rr", "pre", "prec", "ppt", "rain", "rainfall")
@@ -60,7 +61,7 @@ MAX_CELLS = 1_000_000_000  # the whole globe at 0.01 degree holds 648 million; a
 # fmt: off
 __all__ = [
     "MAKE_DAYS", "MAX_CELLS", "MAX_DAILY", "UNITS", "Grid", "axes_of", "canonical", "choose", "grid_of",
-    "inspect_files", "lay_out", "newest", "opened", "ratio", "read_field", "to_mm",
+    "inspect_files", "lay_out", "newest", "opened", "ratio", "read_field", "to_mm", "understood",
 ]
 # fmt: on
 
@@ -78,8 +79,22 @@ def read_field(path, units=None, known=None, period=None):
         NaN = missing; scalar coordinates `time` and, for forecasts, `forecast_reference_time`; attribute `source`.
     Raises: DataError: names the file, what was found, what was expected and what to do.
     """
-    with opened(path) as dataset:
+    with understood(path), opened(path) as dataset:
         return canonical(_load(dataset, path), path, units, dataset, known, period)
+
+
+@contextlib.contextmanager
+def understood(path):
+    """What a file makes go wrong in ways that nobody foresaw (an attribute of another type) becomes a DataError."""
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{path}: not understood ({type(error).__name__}: {shown(error)}); expected a CF NetCDF file of rain, with "
+            "attributes of the usual types: look at them with ncdump -h, and mend or take away the odd one"
+        ) from None
 
 
 def canonical(field, path=None, units=None, dataset=None, undecided=None, period=None):
@@ -134,9 +149,79 @@ def opened(path):
     import xarray as xr
 
     try:
+        _refuse_other_files(path)
         return xr.open_dataset(path, **_open_options())
+    except DataError:
+        raise
     except Exception as error:  # every backend raises its own kinds for a damaged file
         raise _damaged(path, error) from None
+
+
+def _refuse_other_files(path):
+    """Raise DataError where an HDF5 file takes values from other files, which nobody has named as input.
+
+    That is by external links, external storage or virtual datasets. netCDF4 follows them and cannot tell, so the HDF5
+    library that it has loaded is asked.
+    """
+    with open(path, "rb") as stream:
+        library = None if stream.read(3) == b"CDF" else _hdf5()
+    if library is None:
+        return
+    found = []
+
+    def look(group, name, about, data):
+        kind = ctypes.cast(about, ctypes.POINTER(ctypes.c_int))[0]  # of the link; the first member of H5L_info_t
+        if kind == 0 and (dataset := library.H5Dopen2(group, name, 0)) >= 0:
+            plan = library.H5Dget_create_plist(dataset)
+            if library.H5Pget_external_count(plan) > 0 or library.H5Pget_layout(plan) == 3:  # virtual
+                found.append(name)
+            library.H5Pclose(plan), library.H5Dclose(dataset)
+        if kind >= 64:  # external, or of a kind that a plug-in reads
+            found.append(name)
+        return 0
+
+    file = library.H5Fopen(os.fsencode(path), 0, 0)
+    if file >= 0:
+        library.visit(file, 0, 0, library.callback(look), None)
+        library.H5Fclose(file)
+    if found:
+        raise DataError(
+            f"{path}: {shown(found[0].decode('utf-8', 'replace'))} lies in another file (an external link, external "
+            "storage or a virtual dataset), which is not followed; expected all values inside: copy it with nccopy"
+        )
+
+
+@cache
+def _hdf5():
+    """The HDF5 library that netCDF4 has loaded, with the types of what is asked of it; None where it is not found."""
+    import netCDF4  # noqa: F401  (loads it)
+
+    with contextlib.suppress(OSError, AttributeError, StopIteration):
+        with open("/proc/self/maps") as maps:
+            loaded = {
+                line.split(maxsplit=5)[-1].strip() for line in maps if re.search(r"/libhdf5(_serial)?\b[^/]*$", line)
+            }
+        library = ctypes.CDLL(next(path for path in sorted(loaded) if "_hl" not in path))
+        hid, text = ctypes.c_int64, ctypes.c_char_p
+        library.callback = ctypes.CFUNCTYPE(ctypes.c_int, hid, text, ctypes.c_void_p, ctypes.c_void_p)
+        library.visit = getattr(library, "H5Lvisit2", None) or library.H5Lvisit1
+        for function, result, *given in (
+            (library.H5Fopen, hid, text, ctypes.c_uint, hid),
+            (library.H5Fclose, ctypes.c_int, hid),
+            (library.H5Dopen2, hid, hid, text, hid),
+            (library.H5Dclose, ctypes.c_int, hid),
+            (library.H5Dget_create_plist, hid, hid),
+            (library.H5Pclose, ctypes.c_int, hid),
+            (library.H5Pget_external_count, ctypes.c_int, hid),
+            (library.H5Pget_layout, ctypes.c_int, hid),
+            (library.H5Eset_auto2, ctypes.c_int, hid, ctypes.c_void_p, ctypes.c_void_p),
+            (library.visit, ctypes.c_int, hid, ctypes.c_int, ctypes.c_int, library.callback, ctypes.c_void_p),
+        ):
+            function.restype, function.argtypes = result, given
+        library.H5Eset_auto2(0, None, None)  # it would print what it cannot open
+        return library
+    utils.log("the HDF5 library was not found: links from a file to other files are not looked for")
+    return None
 
 
 @cache
@@ -172,7 +257,7 @@ def _damaged(path, error):
     words = next((kind for magic, kind in KINDS.items() if start.lstrip().startswith(magic)), words)
     if "\\" in str(path):
         words = "its name holds a backslash, which the NetCDF library does not open: rename it"
-    if str(path).encode("utf-8", "replace") != os.fsencode(path):
+    if os.fsencode(path).decode("utf-8", "replace").encode() != os.fsencode(path):
         words = "its name is not UTF-8, which the NetCDF library does not open: rename it"
     return DataError(f"{path}: cannot be read as NetCDF ({words}); is it complete? try ncdump, or fetch it again")
 
@@ -237,6 +322,9 @@ def _load(dataset, path):
         raise DataError(f"{path}: {_with_folder(error, path)}") from None
     if field.size > MAX_CELLS:
         raise DataError(f"{path}: {field.name} has {dict(field.sizes)}; expected one day, at most {MAX_CELLS:g} cells")
+    if field.size > MAX_CELLS / 100:
+        advice = "cut a region out first, for example with cdo sellonlatbox"
+        utils.check_memory(24 * field.size, f"{path}: {field.name} of {dict(field.sizes)}", advice)
     try:  # damage inside a file shows only when its values are read
         return newest(field) if "expver" in field.dims else field.load()
     except Exception as error:
@@ -728,7 +816,7 @@ def _decide_bare(records):
 
 def _inspect(path, units, hours=None):
     """The record of one file; its units are AS_STORED where neither `units` nor an attribute gives them."""
-    with opened(path) as dataset:
+    with understood(path), opened(path) as dataset:
         field = _load(dataset, path)
         period = Period(hours, "--period") if hours else None
         tp = canonical(field, path, units, dataset, undecided=AS_STORED, period=period)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from metadata import RAIN, said, shown, text_of
-from reader import Grid, axes_of, lay_out, opened
+from metadata import RAIN, said, text_of
+from reader import Grid, axes_of, lay_out, opened, understood
 from settings import YOUR_DATA
-from utils import DataError, stamp
+from utils import DataError, shown, stamp
 
 OROGRAPHY = ("orog", "oro", "orography", "topo", "topography", "elev", "elevation", "altitude", "hgt", "hsurf", "dem")
 SAME_UNITS = {"": "1", "-": "1", "(0 - 1)": "1", "fraction": "1", "dimensionless": "1"}
@@ -181,7 +181,7 @@ class _Field:
 
     def _part(self, grid):
         """The field around a Grid, float64, north first, its own Grid there, and what the file covers, in words."""
-        with opened(self.path) as dataset:
+        with understood(self.path), opened(self.path) as dataset:
             lat, lon = axes_of(dataset[self.name], dataset)
             lats, lons = (np.asarray(dataset.variables[dim].values, "float64") for dim in (lat, lon))
             near = float(grid.step) + 2 * max(float(np.abs(np.diff(nodes)).max(initial=0)) for nodes in (lats, lons))
@@ -210,7 +210,7 @@ def _fields_of(files):
     fields = {}
     for path in files:
         found, refusal = [], None
-        with opened(path) as dataset:
+        with understood(path), opened(path) as dataset:
             for variable in dataset.data_vars.values():
                 if variable.dtype.kind not in "fiu" or sum(size > 1 for size in variable.shape) != 2:
                     continue

@@ -10,6 +10,7 @@ Writes   the checkpoint (all that resuming and stages 3 and 4 need), TensorBoard
 import contextlib
 import itertools
 import math
+import os
 import platform
 import shlex
 import sys
@@ -51,9 +52,32 @@ def train_model(config, path, args, group, clock):
 
     Args: config: DataConfig. path: checkpoint file. args: options of 2train.py. group: Group. clock: Clock, started.
     Returns: True where the last step was made.
-    Raises: DataError: the data, the settings or the checkpoint to resume do not fit. FloatingPointError: a loss or
-        gradient is not finite.
+    Raises: DataError: the data, the settings or the checkpoint to resume do not fit, or another training writes it.
+        FloatingPointError: a loss or gradient is not finite.
     """
+    with hold(path, args.export, group):
+        return _train(config, path, args, group, clock)
+
+
+@contextlib.contextmanager
+def hold(path, export, group):
+    """Hold checkpoint and export for this training alone; refuses at once what cannot be written at its end.
+
+    Only the first of several processes holds them.
+    """
+    files = [Path(file) for file in (path, export) if file] if group.rank == 0 else []
+    if folder := next((file for file in files if file.is_dir()), None):
+        raise DataError(f"{folder}: a folder; expected the name of a file to write")
+    if len({os.path.realpath(file) for file in [*files, utils.previous_checkpoint(path)]}) <= len(files) and files:
+        raise DataError(f"--export {export} would overwrite the checkpoint {path}; give it a name of its own")
+    with contextlib.ExitStack() as stack:
+        for file in files:
+            stack.enter_context(utils.alone(file.with_name(f".{file.name}.lock"), file))
+        yield
+
+
+def _train(config, path, args, group, clock):
+    """train_model, alone at its files."""
     dataset = datasets.SRDataset(args.data_folder, "train", **asdict(config))
     state = open_state(config, path, args, group, dataset)
     maps = {plan.core: state.static.on(plan.core) for plan in dataset.plans} if state.static else None

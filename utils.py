@@ -8,6 +8,7 @@ Reads and writes  Data/JsonPath/*.json, Data/SavedModels/*.pth and NN_pre_*.nc.
 
 import argparse
 import contextlib
+import fcntl
 import functools
 import hashlib
 import itertools
@@ -34,16 +35,17 @@ JSON_FOLDER = "Data/JsonPath"  # where the lists are unless told otherwise
 LOG_EVERY = 60  # seconds between the lines of long work in a batch log
 MANY = 10**9  # the largest seed, and more than any other whole number that is typed needs
 LESS = "ask for less: fewer --members, a smaller --tile, --batch, --crop or network"
+BLANKS = "\t\xa0\u3000"  # that str.isprintable does not take
 SUFFIXES = (".nc", ".nc4", ".cdf")  # of the files that stage 1 looks at, in small or capital letters
 
 # fmt: off
 __all__ = [
-    "AverageMeter", "Damaged", "DataError", "NetCDFWriter", "add_data_arguments", "adjust_learning_rate",
+    "AverageMeter", "Damaged", "DataError", "NetCDFWriter", "add_data_arguments", "adjust_learning_rate", "alone",
     "check_memory", "choose_outputs", "clip_gradient", "create_data_lists", "default_checkpoint", "digest", "digest_of",
     "field_times", "load_checkpoint", "log", "netcdf_files", "open_checkpoint", "part_of", "positive",
     "previous_checkpoint", "progress",
-    "read_info", "read_list", "read_output", "reading", "run_stage", "save_checkpoint", "set_aside", "stamp", "threads",
-    "when", "whole_file", "whole_number", "write_field", "write_json", "write_lists", "writing",
+    "read_info", "read_list", "read_output", "reading", "run_stage", "save_checkpoint", "set_aside", "shown", "stamp",
+    "threads", "when", "whole_file", "whole_number", "write_field", "write_json", "write_lists", "writing",
 ]
 # fmt: on
 
@@ -65,28 +67,56 @@ def run_stage(main):
     SIGTERM and SIGUSR1 (a scheduler's) end it as Ctrl-C does: half-written files are removed, and the exit code is 128
     plus the signal's number.
     """
+    _open_streams()
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files in a terminal that cannot show them
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(main())
     except DataError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(plain(f"error: {error}"))
     except OSError as error:
-        sys.exit(f"error: {error.filename or 'output'}: {error.strerror or error}")
+        sys.exit(plain(f"error: {error.filename or 'output'}: {error.strerror or error}"))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search("allocate|out of memory", str(error)):
             raise
         words = (str(error).splitlines() or [""])[0][:200]
-        sys.exit(f"error: memory does not suffice ({words}); {LESS}")
+        sys.exit(plain(f"error: memory does not suffice ({words}); {LESS}"))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _open_streams():
+    """Lay /dev/null where a stream is closed (`>&-`): else the first file opened would take its place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
+
+
+def shown(text, width=80):
+    """Text of a file as a message shows it: printable, one line, at most `width` characters."""
+    text = plain(" ".join(str(text)[: 8 * width].split()))
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def plain(text, longest=2000):
+    """Text for a terminal: what is not printable (escape sequences of names) is spelt out, and long lines are cut."""
+    spelt = (
+        "".join(c if c.isprintable() or c in BLANKS else c.encode("unicode_escape").decode() for c in line[:longest])
+        + ("..." if len(line) > longest else "")
+        for line in str(text).split("\n")
+    )
+    return "\n".join(spelt)
 
 
 def log(*words):
     """Print a line on stdout at once: batch logs are read while they grow. A closed pipe does not end the run."""
     try:
-        print(*words, flush=True)
+        print(*map(plain, words), flush=True)
     except BrokenPipeError:  # `| tee`, which the same Ctrl-C ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -172,7 +202,8 @@ def whole_file(path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent)
-        part.touch()
+        part.unlink(missing_ok=True)
+        part.touch(exist_ok=False)  # made here, never through a link that somebody laid in its place
         yield part
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -229,6 +260,76 @@ def _alive(pid):
     except PermissionError:  # somebody else's
         pass
     return True
+
+
+@contextlib.contextmanager
+def alone(lock, path, shared=""):
+    """Hold a lock while a run writes to `path`, so that no second run mixes its results with these.
+
+    Args: lock: the lock's file, in a folder that is made where needed. path: what is written to, for messages.
+        shared: text; processes that give the same one (the shards of one run) hold the lock together.
+    Raises: DataError: another process holds it (names it and its start), or nothing can be written there.
+    """
+    lock = Path(lock)
+    made = [folder for folder in lock.parents if not folder.exists()]
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = _lock(lock, path, shared)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); write elsewhere") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not while another shard holds it
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.unlink()
+        os.close(held)
+        with contextlib.suppress(OSError):  # what was written keeps its folder
+            for folder in made:
+                folder.rmdir()
+
+
+def _lock(lock, path, shared):
+    """The open, locked file of `alone`: its descriptor."""
+    words = f"process {os.getpid()} on {os.uname().nodename}, since {time.strftime('%Y-%m-%d %H:%M')}"
+    for _ in range(50):  # a shard that has just begun holds it a moment for itself
+        held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(held, lock):
+                os.truncate(held, 0), os.write(held, json.dumps({"shared": shared, "words": words}).encode())
+                fcntl.flock(held, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+                return held
+        except BlockingIOError:
+            try:
+                other = dict(json.loads(os.pread(held, 4096, 0)))
+            except (ValueError, TypeError):  # not written yet
+                other = {}
+            with contextlib.suppress(BlockingIOError):
+                if shared and other.get("shared") == shared:
+                    fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    if _is_at(held, lock):
+                        return held
+            if not shared or other and other.get("shared") != shared:
+                os.close(held)
+                raise DataError(
+                    f"{path}: another run writes there ({shown(other.get('words', 'it has just begun'))}); wait until "
+                    "it has ended, or write elsewhere"
+                ) from None
+            time.sleep(0.1)
+        except OSError as error:
+            log(f"{path}: no lock can be held there ({error.strerror}): start no second run that writes to it")
+            return held
+        os.close(held)
+    raise DataError(f"{path}: another run has just begun to write there; wait until it has ended, or write elsewhere")
+
+
+def _is_at(held, path):
+    """False where the file of a descriptor was removed by the run that held it before."""
+    try:
+        return os.path.samestat(os.fstat(held), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path, content):
@@ -533,11 +634,14 @@ def load_checkpoint(path, map_location="cpu"):
     path = Path(path)
     if path.is_dir():
         raise DataError(f"{path}: a folder; expected a checkpoint or export, a file that 2train.py writes")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: no ordinary file; expected a checkpoint or export, which 2train.py writes")
     if not path.is_file():
         raise Damaged(f"{path}: no such checkpoint; 2train.py makes it")
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-            broken = archive.testzip()
+            claimed, size = sum(record.file_size for record in archive.infolist()), path.stat().st_size
+            broken = f"records of {claimed} bytes in a file of {size}" if claimed > size else archive.testzip()
     except PermissionError:
         raise
     except Exception as error:  # a damaged directory of the archive raises many kinds
@@ -562,7 +666,7 @@ def load_checkpoint(path, map_location="cpu"):
             "of 2train.py"
         )
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
-        found = state.get("format", "none") if isinstance(state, dict) else type(state).__name__
+        found = shown(state.get("format", "none") if isinstance(state, dict) else type(state).__name__)
         raise DataError(
             f"{path}: checkpoint format {found}, expected {CHECKPOINT_FORMAT}; train again with this version of "
             "2train.py"

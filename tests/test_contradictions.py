@@ -4,18 +4,26 @@ Each kind has one rule, said before its tests; tests/test_bad_input.py has the c
 """
 
 import argparse
+import ctypes
 import dataclasses
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import zipfile
 
+import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import TINY, nodes, rain, run, said, write_nc
+from conftest import ROOT, TINY, nodes, rain, run, said, write_nc, write_plain
 
 import datasets
 import forecasts
+import reader
+import training
 import utils
 from datasets import DataConfig, SRDataset, open_list
 from reader import inspect_files, read_field
@@ -356,3 +364,259 @@ def test_dry_days_alone_are_nothing_to_learn_from(tmp_path, monkeypatch):
     assert "no LR cell of the training list holds 0.1 mm or more" in said(
         2, [*argv, "--checkpoint", tmp_path / "a.pth"], monkeypatch
     )
+
+
+# ---------------------------------------------------------------- one run writes to a place at a time
+# A lock beside the results (utils.alone) names the process that holds it; the shards of one run hold it together.
+
+
+@pytest.fixture
+def busy():
+    """Calls utils.alone in another process, which holds the lock until the test ends."""
+    children = []
+
+    def hold(lock, shared=""):
+        code = "import sys, utils\nwith utils.alone(*sys.argv[1:]): print('held', flush=True), sys.stdin.read()"
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+        children.append(subprocess.Popen([sys.executable, "-c", code, str(lock), "x", shared], **pipes))
+        assert children[-1].stdout.readline() == "held\n"
+        return children[-1]
+
+    yield hold
+    for child in children:
+        child.communicate()
+
+
+def test_a_second_run_in_one_folder_is_refused_until_the_first_ends(home, tmp_path, busy, monkeypatch):
+    out = tmp_path / "out"
+    argv = ["--data-folder", home.lists, "--checkpoint", home.x10, "--out", out, "--no-scores"]
+    first = busy(out / ".pre_sr.lock")
+    words = said(3, argv, monkeypatch)
+    assert re.search(rf"out: another run writes there \(process {first.pid} on \S+, since \d{{4}}-", words)
+    assert "another run writes there" in said(3, [*argv, "--shard", "0/2"], monkeypatch)
+    assert os.listdir(out) == [".pre_sr.lock"]
+    first.kill(), first.wait()  # what a killed run leaves hinders nobody
+    run(3, *argv)
+    assert sorted(os.listdir(out)) == ["00_pre_sr.nc", "01_pre_sr.nc", "02_pre_sr.nc"]
+
+
+def test_shards_of_one_run_hold_a_folder_together(tmp_path, busy):
+    lock = tmp_path / "new/out/.pre_sr.lock"
+    busy(lock, "a"), busy(lock, "a")
+    with utils.alone(lock, "out", "a"):
+        for other in ("", "b"):
+            with pytest.raises(DataError, match="out: another run writes there"), utils.alone(lock, "out", other):
+                pass
+    assert lock.exists()  # the others hold it
+
+
+def test_a_lock_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ZeroDivisionError), utils.alone(tmp_path / "new/out/.lock", "out"):
+        assert (tmp_path / "new/out/.lock").exists() and 1 / 0
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "target").write_text("kept")
+    (tmp_path / ".lock").symlink_to(tmp_path / "target")
+    with pytest.raises(DataError, match="out: cannot be written"), utils.alone(tmp_path / ".lock", "out"):
+        pass
+    assert (tmp_path / "target").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("export", "words"),
+    [
+        ("a.pth", "--export .*a.pth would overwrite the checkpoint"),
+        ("link.pth", "--export .*link.pth would overwrite the checkpoint"),
+        ("folder.pth", "folder.pth: a folder; expected the name of a file"),
+        ("taken/b.pth", "taken/b.pth: cannot be written"),
+        ("busy.pth", "busy.pth: another run writes there"),
+    ],
+)
+def test_what_a_training_cannot_write_is_found_before_its_first_step(home, tmp_path, export, words, busy, monkeypatch):
+    (tmp_path / "a.pth").write_text("an earlier model")
+    (tmp_path / "link.pth").symlink_to(tmp_path / "a.pth")
+    (tmp_path / "folder.pth").mkdir()
+    (tmp_path / "taken").write_text("a file")
+    if export == "busy.pth":
+        busy(tmp_path / ".busy.pth.lock")
+    monkeypatch.setattr(training, "train_step", lambda *args: 1 / 0)
+    argv = ["--data-folder", home.lists, "--lr-step", 1, "--hr-step", 0.1, *TINY, "--runs", tmp_path / "runs"]
+    argv += ["--checkpoint", tmp_path / "a.pth", "--export", tmp_path / export]
+    assert re.search(words, said(2, argv, monkeypatch))
+    assert (tmp_path / "a.pth").read_text() == "an earlier model"
+    if export != "busy.pth":
+        argv[-1], argv[-3] = tmp_path / "b.pth", tmp_path / export  # the checkpoint itself
+        assert export in ("a.pth", "link.pth") or re.search(words, said(2, argv, monkeypatch))
+
+
+# ---------------------------------------------------------------- text from files is plain
+# utils.plain spells out what is not printable in all that is said; utils.shown cuts what comes from files.
+
+
+def test_nothing_said_holds_control_characters(capsys):
+    evil = "\x1b[2Ja\rb\x07\u202eabc\udcff" + 5_000_000 * "x"
+    utils.log(evil, "降水量\u30002023")
+    out = capsys.readouterr().out
+    assert out.startswith(r"\x1b[2Ja\rb\x07\u202eabc\udcff") and "降水量\u30002023" in out and len(out) < 2200
+    assert len(utils.shown(evil)) == 80 and utils.shown("a\n b\t c") == "a b c"
+
+    def main():
+        raise DataError(f"one line: {evil}\nanother")
+
+    with pytest.raises(SystemExit) as end:
+        utils.run_stage(main)
+    assert end.value.code.startswith(r"error: one line: \x1b[2J") and end.value.code.endswith("...\nanother")
+    assert len(end.value.code) < 2200
+
+
+def test_closed_streams_end_no_stage(tmp_path):
+    day(tmp_path / "in", units="mm")
+    command = f"exec {sys.executable} {ROOT}/1create_data_lists.py --eval-folders in --output-folder out"
+    for closed in (">&-", "<&- >&- 2>&-"):
+        done = subprocess.run(["sh", "-c", f"{command} {closed}"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        assert utils.read_list(tmp_path / "out", "eval") == ["in/2023_08_01.nc"]
+        shutil.rmtree(tmp_path / "out")
+
+
+# ---------------------------------------------------------------- odd attributes are one clear error a file
+# reader.understood turns what nobody foresaw into a DataError that names the file, so --skip-bad leaves it out.
+
+ODD = {  # attributes of tp, or of a coordinate
+    "empty valid_range": {"tp": {"valid_range": np.array([], "f4")}},
+    "text as valid_max": {"tp": {"valid_max": "many"}},
+    "list as grid_mapping": {"tp": {"grid_mapping": np.array([1, 2])}},
+    "array as units": {"tp": {"units": np.array([1.0, 2.0])}},
+    "number as units": {"tp": {"units": 3}},
+    "number as standard_name": {"tp": {"standard_name": 5.5}},
+    "array as long_name": {"tp": {"long_name": np.arange(5)}},
+    "number as cell_methods": {"tp": {"cell_methods": 7}},
+    "array as coordinates": {"tp": {"coordinates": np.arange(3)}},
+    "text as scale_factor": {"tp": {"scale_factor": "big"}},
+    "text as add_offset": {"tp": {"add_offset": "big"}},
+    "array as scale_factor": {"tp": {"scale_factor": np.array([1.0, 2.0])}},
+    "text as missing_value": {"tp": {"missing_value": "none"}},
+    "number as units of lat": {"lat": {"units": 5}},
+    "number as axis": {"lat": {"axis": 1}},
+    "array as bounds": {"lat": {"bounds": np.array([1, 2])}},
+    "bounds that are not there": {"lat": {"bounds": "nowhere"}},
+    "number as calendar": {"time": {"units": "days since 2023-08-01", "calendar": 5}},
+    "array as units of time": {"time": {"units": np.array([1, 2])}},
+    "number as bounds of time": {"time": {"units": "days since 2023-08-01", "bounds": 4}},
+    "array as GRIB_stepRange": {"tp": {"GRIB_stepRange": np.array([0, 24])}},
+    "5 MB of text": {"tp": {"long_name": 5_000_000 * "x"}},
+    "escape sequences": {"tp": {"standard_name": "\x1b[2Jtemperature", "long_name": "\x1b]0;title\x07"}},
+}
+
+
+def odd_file(path, about):
+    variables = {
+        "lat": ("f8", ("lat",), LAT, {"units": "degrees_north"} | about.get("lat", {})),
+        "lon": ("f8", ("lon",), LON, {"units": "degrees_east"}),
+        "tp": ("f4", ("time", "lat", "lon"), FIELD[None], {"units": "mm"} | about.get("tp", {})),
+    }
+    if "time" in about:
+        variables["time"] = ("f8", ("time",), [0.0], dict(about["time"]))
+    return write_plain(path, {"time": 1, "lat": 13, "lon": 15}, variables)
+
+
+def test_odd_attributes_leave_the_other_files(tmp_path):
+    """Each is read right, or refused in one short printable line that names the file."""
+    paths = [str(odd_file(tmp_path / f"2023_08_{k + 1:02d}.nc", about)) for k, about in enumerate(ODD.values())]
+    records, faults = inspect_files(paths)
+    kinds = dict(zip(paths, ODD, strict=True))
+    for record in records:
+        assert record["maximum"] == FIELD.max() and record["units"] == "mm", kinds[record["path"]]
+        assert all(len(str(value)) <= 300 and str(value).isprintable() for value in record.values())
+    refused = {path for path in paths for fault in faults if fault.startswith(f"{path}: ")}
+    assert len(faults) == len(refused) and len(records) + len(faults) == len(paths)
+    assert all(len(fault) < 900 and fault.isprintable() for fault in faults)
+    assert {kinds[path] for path in refused} >= {"text as scale_factor", "array as units", "escape sequences"}
+
+
+def test_bounds_that_were_never_written_are_one_error(tmp_path):
+    bounds = {"time_bnds": ("f8", ("time", "nv"), np.full((1, 2), 9.96921e36), {"_FillValue": 9.96921e36})}
+    time = {"time": ("f8", ("time",), [0.5], {"units": "days since 2023-08-01", "bounds": "time_bnds"})}
+    axes = {name: ("f8", (name,), values, {}) for name, values in (("lat", LAT), ("lon", LON))}
+    tp = {"tp": ("f4", ("time", "lat", "lon"), FIELD[None], {"units": "mm"})}
+    dims = {"time": 1, "lat": 13, "lon": 15, "nv": 2}
+    path = str(write_plain(tmp_path / "2023_08_01.nc", dims, {**axes, **time, **bounds, **tp}))
+    records, (fault,) = inspect_files([path])
+    assert not records and fault.startswith(f"{path}: ")
+
+
+def test_a_header_that_claims_more_than_memory_is_one_error(tmp_path, monkeypatch):
+    dims = {"lat": 31_000, "lon": 32_000}
+    with netCDF4.Dataset(tmp_path / "2023_08_01.nc", "w") as file:
+        for name, size in dims.items():
+            file.createDimension(name, size)
+            file.createVariable(name, "f8", (name,))[:] = np.linspace(-80, 80, size)
+        file.createVariable("tp", "f4", tuple(dims), zlib=True).units = "mm"
+    monkeypatch.setattr(utils, "free_memory", lambda: 2**33)
+    with pytest.raises(DataError, match="2023_08_01.nc: tp of .*takes 22.2 GiB of memory, 8 are free; cut a region"):
+        read_field(tmp_path / "2023_08_01.nc")
+
+
+# ---------------------------------------------------------------- no link is followed, no size believed
+
+
+def test_values_that_lie_in_other_files_are_refused(tmp_path):
+    """The HDF5 library of netCDF4 makes such files here, and finds them."""
+    library, hid, text = reader._hdf5(), ctypes.c_int64, ctypes.c_char_p
+    secret = day(tmp_path, name="secret.nc", units="mm")
+    kinds = {}
+    for kind in ("link", "group", "storage"):
+        path = kinds[kind] = day(tmp_path, name=f"2023_08_0{len(kinds) + 1}.nc", units="mm")
+        file = library.H5Fopen(os.fsencode(path), 1, 0)
+        assert file >= 0
+        if kind == "storage":
+            plan = ctypes.CFUNCTYPE(hid, hid)(("H5Pcreate", library))(
+                hid.in_dll(library, "H5P_CLS_DATASET_CREATE_ID_g").value
+            )
+            ctypes.CFUNCTYPE(ctypes.c_int, hid, text, ctypes.c_long, ctypes.c_uint64)(("H5Pset_external", library))(
+                plan, os.fsencode(secret), 0, 800
+            )
+            space = ctypes.CFUNCTYPE(hid, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(
+                ("H5Screate_simple", library)
+            )(1, (ctypes.c_uint64 * 1)(100), None)
+            create = ctypes.CFUNCTYPE(hid, hid, text, hid, hid, hid, hid, hid)(("H5Dcreate2", library))
+            assert create(file, b"other", hid.in_dll(library, "H5T_IEEE_F64LE_g").value, space, 0, plan, 0) >= 0
+        else:
+            link = ctypes.CFUNCTYPE(ctypes.c_int, text, text, hid, text, hid, hid)(("H5Lcreate_external", library))
+            assert link(os.fsencode(secret), b"/tp" if kind == "link" else b"/", file, b"pr", 0, 0) >= 0
+        library.H5Fclose(file)
+        del file
+    plain = day(tmp_path, name="2023_08_09.nc", units="mm")
+    records, faults = inspect_files([*kinds.values(), plain])
+    assert [record["path"] for record in records] == [plain] and len(faults) == 3
+    assert all("lies in another file" in fault and "nccopy" in fault for fault in faults), faults
+
+
+def test_temporary_names_follow_no_link(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    for path, write in (
+        (tmp_path / "a.json", lambda path: utils.write_json(path, [1])),
+        (tmp_path / "a.pth", lambda path: utils.save_checkpoint(path, {"step": 1})),
+    ):
+        utils.part_of(path).symlink_to(victim)
+        write(path)
+        assert victim.read_text() == "kept" and path.is_file() and not path.is_symlink()
+    paths = [day(tmp_path, FIELD, units="mm")]
+    folder = listed(tmp_path, paths)
+    stem = open_list(folder, "train").stem
+    for kind in (".f32", ".json"):
+        stem.with_suffix(kind).unlink()
+    utils.part_of(stem.with_suffix(".f32")).symlink_to(victim)
+    open_list(folder, "train")
+    assert victim.read_text() == "kept" and stem.with_suffix(".f32").is_file()
+
+
+def test_a_checkpoint_that_claims_more_than_it_holds_is_not_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", bytes(30_000_000))
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *args: 1 / 0)  # no byte of it is read
+    with pytest.raises(utils.Damaged, match="records of 30000000 bytes in a file of"):
+        utils.load_checkpoint(path)
+    with pytest.raises(DataError, match="/dev/zero: no ordinary file"):
+        utils.load_checkpoint("/dev/zero")
