@@ -56,7 +56,12 @@ def score(args, config, fields, paths):
     table = verification.score_outputs(paths, pairs, config.scale, side=args.score_window, realism=realism)
     rows = limits.noted(table.rows(), paths)
     if not rows:
-        log("no scores: every window of truth and input has missing pixels; smaller ones may not, as --score-window 2")
+        shape = min((plan.lr.shape for plan in pairs.plans), key=min)
+        why = "every window of truth and input has missing pixels, or is dry; smaller ones may not, as --score-window 2"
+        if (args.score_window or 0) > min(shape):
+            why = f"--score-window {args.score_window} is wider than the field of {shape[0]} x {shape[1]} LR cells"
+        log(f"no scores: {why}")
+        utils.set_aside([Path(args.out) / name for name in ("scores.csv", "plots")])  # of another setting
         return pairs, None, truth, {}
     if seen := sum(field.in_training for field in fields):
         words = f"{seen} of {len(fields)} fields are of days and places that the model was trained on"

@@ -19,6 +19,7 @@ import math
 import shlex
 import time
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,15 +197,31 @@ def load_model(args, split):
         more = {"static": args.static, "any_period": args.any_period}
         path, state = find_checkpoint(args.data_folder, split, region, command=command, **more)
     device = models.find_device(args.device)
-    for words in state.get("warnings", []):
-        log(f"WARNING: {path}: {words}")
     with utils.reading(path):
+        check_plain(state)
+        for words in state.get("warnings", []):
+            log(f"WARNING: {path}: {words}")
         if state.get("step", 1) == 0:
             raise DataError(f"{path}: no training step was made, its weights are random; train it: 2train.py --resume")
         config = data_config(state, region, args.units)
         static = static_fields(path, state, args.static)
         generator, trained = models.load_generator(state, device), state.get("trained_on", {})
+        if generator.scale != config.scale:
+            raise DataError(
+                f"{path}: its network makes x{generator.scale}, its data settings say x{config.scale} "
+                f"({config.lr_step:g} to {config.hr_step:g} degree); expected one scale, as 2train.py writes"
+            )
         return Model(path, config, generator, state.get("region_cells"), static, Knowledge.of(path, state), trained)
+
+
+def check_plain(state):
+    """Raise ValueError or TypeError where entries of a checkpoint that are used without the network are odd."""
+    if type(state.get("step", 1)) is not int or state.get("step", 1) < 0:
+        raise ValueError(f"step {state['step']!r}, expected a number of steps")
+    if cells := state.get("region_cells"):
+        north, west, rows, cols = cells
+        if Fraction(north) > 90 or Fraction(west) < -180 or min(int(rows), int(cols)) < 1:
+            raise ValueError(f"region_cells {cells}, expected north, west, rows, columns")
 
 
 class Candidate(NamedTuple):

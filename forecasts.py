@@ -15,7 +15,7 @@ import xarray as xr
 
 from datasets import open_list
 from limits import noted
-from utils import DataError, log, read_output
+from utils import LISTS, DataError, log, read_output
 from verification import QQ_LEVELS, format_table, write_scores
 
 __all__ = ["NoCell", "analysed_days", "compare_cells", "compare_forecasts", "forecast_cells", "pair_cells", "report"]
@@ -45,8 +45,10 @@ def analysed_days(data_folder):
     """
     try:
         archive = open_list(data_folder, "eval")
-    except DataError:
-        log("no evaluation list, so the forecasts are compared with their own input only")
+    except DataError as error:
+        there = (Path(data_folder) / LISTS["eval"]).exists()
+        why = f"the evaluation list cannot be used ({error})" if there else "no evaluation list"
+        log(f"{why}, so the forecasts are compared with their own input only")
         return {}
     days, twice = {}, set()
     for field in map(archive.field, range(len(archive))):

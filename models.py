@@ -43,7 +43,8 @@ __all__ = [
     "ACTIVATIONS", "ADVERSARIAL_LOSSES", "CONTENT_LOSSES", "CRITICS", "ConModel", "DirectedNoise", "Discriminator",
     "Generator", "GeneratorConfig", "OUTPUTS", "ResModel", "SRConModel", "SRGANDiscriminator", "SRResModel",
     "TRANSFORMS", "TruncatedVGG19", "conserve_mass", "content_loss", "even_levels", "fair_crps", "find_device",
-    "generator_config", "gradient_penalty", "initialise_normal", "load_generator", "local_structure", "structure_score",
+    "generator_config", "gradient_penalty", "initialise_normal", "least_numbers", "load_generator", "local_structure",
+    "structure_score",
 ]
 # fmt: on
 
@@ -424,14 +425,35 @@ def load_generator(state, device="cpu"):
     """Rebuild the generator of a checkpoint or export, with its averaged weights, in evaluation mode.
 
     Args: state: "generator_config" (dict of GeneratorConfig) and "ema" (EMA.state_dict()).
-    Raises: ValueError: an entry is absent.
+    Raises: ValueError: an entry is absent, or settings and weights do not belong together.
     """
     for key in ("generator_config", "ema"):
         if key not in state:
             raise ValueError(f"no {key!r} in the checkpoint, found {', '.join(sorted(state))}: not one of 2train.py's")
-    generator = Generator(generator_config(state))
-    generator.load_state_dict(state["ema"]["weights"])
+    config, weights = generator_config(state), state["ema"]["weights"]
+    least, held = least_numbers(config, 0, 0)[0], sum(value.numel() for value in weights.values())
+    if least > held:  # not built: it may be larger than memory
+        raise ValueError(f"its settings need {least:,} weights or more, it holds {held:,}")
+    generator = Generator(config)
+    generator.load_state_dict(weights)
+    if not torch.isfinite(generator._transformed(torch.ones(1, 1, 1, 1))).all():
+        raise ValueError(f"transform {config.transform} makes no number of 1 mm ({config.transform_parameters})")
     return generator.to(device).eval()
+
+
+def least_numbers(config, seen, made):
+    """The least that a generator takes: (weights, numbers of one member that its backward pass keeps).
+
+    Args: config: GeneratorConfig. seen, made: LR cells of the field, and of the part that is made.
+    """
+    grids = np.cumprod([1, *prime_factors(config.scale)[::-1]]).tolist()
+    widths = config.stage_channels or [_width(config.channels, g, config.scale) for g in grids[1:]]
+    blocks = config.stage_blocks or [_depth(g, config.scale) for g in grids[1:]]
+    widths, blocks = [config.channels, *widths], [config.blocks, *blocks]
+    cells = [seen, *(made * g**2 for g in grids[1:])]
+    weights = sum(18 * number * width**2 for number, width in zip(blocks, widths, strict=True))
+    kept = sum(n * width * (1 + 2 * number) for n, width, number in zip(cells, widths, blocks, strict=True))
+    return weights, kept
 
 
 def find_device(choice):

@@ -381,6 +381,8 @@ class State:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(kept["grad_scaler"])
         self.step, self.best, self.planned = kept["step"], kept["best"], kept["planned"]
+        if type(self.step) is not int or not 0 <= self.step <= self.steps:
+            raise ValueError(f"step {self.step!r}, expected one of 0 to {self.steps}")
         self.balance = list(kept["balance"])
         self.judged, self.scores = kept.get("judged", self.step), kept.get("scores", {})
         self.whole_steps = kept.get("whole_steps", self.steps)
@@ -404,6 +406,7 @@ def open_state(config, path, args, group, dataset):
             f"--batch {settings[0].batch}: fewer samples a step than the {group.size} processes that share them; "
             f"expected a sample for each, for example --batch {8 * group.size}"
         )
+    check_room(*settings, config, group, dataset)
     state = State(config, *settings, args, group)
     state.interpolated = dataset.plans[0].interpolated
     period, cells = dataset.files.period, map(dataset.lr, range(len(dataset)))
@@ -425,6 +428,26 @@ def open_state(config, path, args, group, dataset):
         state.planned = args.max_minutes is None or hasattr(args, "content_steps")
     state.opened = found
     return state
+
+
+def check_room(train, shape, config, group, dataset):
+    """Raise DataError where memory does not suffice for a training step: before anything is made or moved.
+
+    What is counted is the least that it takes: weights, gradients, averages and moments, and of the windows the
+    features of the generator, which the backward pass needs.
+    """
+    plan, (crop, sides) = dataset.plans[0], window_sides(train, config)
+    seen = [min(n, sides[1] if sides else n) for n in plan.lr.shape]  # LR cells
+    made = [min(n, crop or n) for n in seen]
+    weights, features = models.least_numbers(shape, math.prod(seen), math.prod(made))
+    samples, each = -(-train.batch // group.size), 2 if group.device.type == "cuda" else 4
+    utils.check_memory(
+        6 * 4 * weights + each * features * samples * train.members,
+        f"a step of {samples} samples x {train.members} members of {made[0] * config.scale} x "
+        f"{made[1] * config.scale} pixels with {weights:,} weights or more",
+        utils.LESS,
+        torch.cuda.mem_get_info(group.device)[0] if group.device.type == "cuda" else None,
+    )
 
 
 def refuse_list(state, found, kept):

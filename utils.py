@@ -104,12 +104,18 @@ def shown(text, width=80):
 
 
 def plain(text, longest=2000):
-    """Text for a terminal: what is not printable (escape sequences of names) is spelt out, and long lines are cut."""
-    spelt = (
-        "".join(c if c.isprintable() or c in BLANKS else c.encode("unicode_escape").decode() for c in line[:longest])
-        + ("..." if len(line) > longest else "")
-        for line in str(text).split("\n")
-    )
+    """Text for a terminal: what is not printable (escape sequences of names) is spelt out, and long lines are cut.
+
+    Bytes of names that are not UTF-8 are left to the stream, which spells them out.
+    """
+
+    def spell(c):
+        if c.isprintable() or c in BLANKS or "\ud800" <= c < "\ue000":
+            return c
+        return c.encode("unicode_escape").decode()
+
+    lines = str(text).split("\n")
+    spelt = ("".join(map(spell, line[:longest])) + "..." * (len(line) > longest) for line in lines)
     return "\n".join(spelt)
 
 
@@ -181,9 +187,12 @@ def free_memory():
     return min([*found, limit] if limit != resource.RLIM_INFINITY else found)
 
 
-def check_memory(size, words, advice):
-    """Raise DataError where `size` bytes are more than there are: before they are asked for, and the process killed."""
-    free = free_memory()
+def check_memory(size, words, advice, free=None):
+    """Raise DataError where `size` bytes are more than there are: before they are asked for, and the process killed.
+
+    Args: free: bytes that there are; None: of main memory.
+    """
+    free = free_memory() if free is None else free
     if size > free:
         raise DataError(f"{words} takes {size / 2**30:.3g} GiB of memory, {free / 2**30:.3g} are free; {advice}")
 
@@ -700,7 +709,7 @@ def reading(path):
         yield
     except DataError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         words = " ".join((str(error).splitlines() or [""])[:3])[:240]
         raise DataError(
             f"{path}: not a whole checkpoint of this version ({type(error).__name__}: {words}); "

@@ -12,11 +12,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 
 import netCDF4
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from conftest import ROOT, TINY, nodes, rain, run, said, write_nc, write_plain
 
@@ -453,10 +455,10 @@ def test_what_a_training_cannot_write_is_found_before_its_first_step(home, tmp_p
 
 
 def test_nothing_said_holds_control_characters(capsys):
-    evil = "\x1b[2Ja\rb\x07\u202eabc\udcff" + 5_000_000 * "x"
+    evil = "\x1b[2Ja\rb\x07\u202eabc" + 5_000_000 * "x"
     utils.log(evil, "降水量\u30002023")
     out = capsys.readouterr().out
-    assert out.startswith(r"\x1b[2Ja\rb\x07\u202eabc\udcff") and "降水量\u30002023" in out and len(out) < 2200
+    assert out.startswith(r"\x1b[2Ja\rb\x07\u202eabc") and "降水量\u30002023" in out and len(out) < 2200
     assert len(utils.shown(evil)) == 80 and utils.shown("a\n b\t c") == "a b c"
 
     def main():
@@ -620,3 +622,86 @@ def test_a_checkpoint_that_claims_more_than_it_holds_is_not_unpacked(tmp_path, m
         utils.load_checkpoint(path)
     with pytest.raises(DataError, match="/dev/zero: no ordinary file"):
         utils.load_checkpoint("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"generator_config": {"blocks": 10**7}}, "--blocks 10000000: expected 0 to 256"),
+        ({"generator_config": {"blocks": 256, "channels": 4096}}, "its settings need .* weights or more, it holds"),
+        ({"generator_config": {"transform_parameters": {"c": "ten"}}}, "a.pth: not a whole checkpoint"),
+        ({"generator_config": {"transform_parameters": {}}}, "a.pth: not a whole checkpoint"),
+        ({"generator_config": {"transform_parameters": {"c": float("nan")}}}, "transform log makes no number of 1 mm"),
+        ({"data_config": {"hr_step": 0.2}}, "its network makes x10, its data settings say x5"),
+        ({"region_cells": [1, 2]}, "a.pth: not a whole checkpoint"),
+        ({"region_cells": ["a", "b", 4, 4]}, "a.pth: not a whole checkpoint"),
+        ({"region_cells": 7}, "a.pth: not a whole checkpoint"),
+        ({"step": "four"}, "step 'four', expected a number of steps"),
+        ({"step": -3}, "step -3, expected a number of steps"),
+        ({"warnings": 5}, "a.pth: not a whole checkpoint"),
+        ({"knows": {"period_hours": "a day"}}, "a.pth: damaged: it says to know"),
+        ({"knows": {"lr_quantiles": {"1": float("nan")}}}, "a.pth: damaged: it says to know"),
+        ({"trained_on": {"days": {"here": ["2023"]}}}, "a.pth: not a whole checkpoint"),
+        ({"format": "\x1b[2J" + 5_000_000 * "x"}, "checkpoint format .{80}, expected"),
+    ],
+)
+def test_tampered_checkpoints_are_refused_at_once(home, tmp_path, monkeypatch, changes, words):
+    state = utils.load_checkpoint(home.x10)
+    for name, value in changes.items():
+        state[name] = state[name] | value if name.endswith("_config") else value
+    torch.save(state, tmp_path / "a.pth")
+    argv = ["--data-folder", home.lists, "--checkpoint", tmp_path / "a.pth", "--out", tmp_path / "out"]
+    began = time.process_time()
+    refusal = said(3, argv, monkeypatch)
+    assert re.search(words, refusal) and refusal.startswith("error: ") and "\x1b" not in refusal, refusal
+    assert time.process_time() - began < 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("step", [99, -1, 2.5, "x"])
+def test_a_training_is_not_gone_on_with_from_a_step_that_is_none(home, tmp_path, monkeypatch, step):
+    torch.save(utils.load_checkpoint(home.x10) | {"step": step}, tmp_path / "a.pth")
+    argv = ["--resume", "--checkpoint", tmp_path / "a.pth", "--runs", tmp_path / "runs"]
+    assert re.search(f"step {step!r}, expected one of 0 to 4", said(2, argv, monkeypatch))
+
+
+@pytest.mark.parametrize("words", ["--batch 60000", "--channels 4096 --blocks 256"])
+def test_a_training_that_memory_cannot_hold_moves_nothing(home, tmp_path, monkeypatch, words):
+    (tmp_path / "a.pth").write_text("an earlier model")
+    monkeypatch.setattr(utils, "free_memory", lambda: 2**26 if "batch" in words else 2**33)
+    monkeypatch.setattr(training, "State", lambda *args: 1 / 0)  # nothing is made either
+    argv = ["--data-folder", home.lists, "--lr-step", 1, "--hr-step", 0.1, *TINY, *words.split()]
+    refusal = said(2, [*argv, "--checkpoint", tmp_path / "a.pth"], monkeypatch)
+    assert re.search(r"a step of \d+ samples x 2 members of .* takes [\d.e+]+ GiB of memory, .* --batch", refusal)
+    assert (tmp_path / "a.pth").read_text() == "an earlier model"
+
+
+# ---------------------------------------------------------------- messages do not mislead
+
+
+def test_why_there_are_no_scores_is_said_and_no_earlier_ones_stay(home, tmp_path, capsys):
+    argv = ["--data-folder", home.hr_lists, "--checkpoint", home.coarsen, "--out", tmp_path]
+    run(3, *argv)
+    assert (tmp_path / "scores.csv").exists()
+    run(3, *argv, "--score-window", 50)
+    assert "no scores: --score-window 50 is wider than the field of " in capsys.readouterr().out
+    assert not (tmp_path / "scores.csv").exists() and (tmp_path / "00_pre_sr.nc").exists()
+
+
+def test_an_evaluation_list_that_misses_a_file_is_not_called_absent(tmp_path, capsys):
+    paths = [day(tmp_path, name=f"2023_08_0{k}.nc", units="mm") for k in (1, 2)]
+    folder = listed(tmp_path, paths, "eval")
+    os.remove(paths[0])
+    assert forecasts.analysed_days(folder) == {}
+    said = capsys.readouterr().out
+    assert f"the evaluation list cannot be used ({paths[0]}: is in the list but not on disk" in said
+    os.remove(folder / "PreEval.json")
+    assert forecasts.analysed_days(folder) == {} and "no evaluation list, so" in capsys.readouterr().out
+
+
+def test_a_name_is_utf_8_whatever_the_locale(tmp_path):
+    (tmp_path / "2023_08_01_café.nc").write_bytes(b"no NetCDF")
+    code = "import reader\ntry: reader.read_field('2023_08_01_caf\\udcc3\\udca9.nc')\nexcept Exception as e: print(e)"
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    plain |= {"PYTHONIOENCODING": "utf-8:backslashreplace"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=plain, capture_output=True, text=True)
+    assert "cannot be read as NetCDF" in done.stdout and "UTF-8" not in done.stdout, done.stdout + done.stderr
