@@ -11,7 +11,6 @@ only in coordinates. xarray and cftime are imported where files are opened, so t
 """
 
 import contextlib
-import ctypes
 import math
 import os
 import re
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 import utils
+from hdf5 import refuse_other_files
 from metadata import (
     AMOUNTS,
     AS_STORED,
@@ -149,79 +149,12 @@ def opened(path):
     import xarray as xr
 
     try:
-        _refuse_other_files(path)
+        refuse_other_files(path)
         return xr.open_dataset(path, **_open_options())
     except DataError:
         raise
     except Exception as error:  # every backend raises its own kinds for a damaged file
         raise _damaged(path, error) from None
-
-
-def _refuse_other_files(path):
-    """Raise DataError where an HDF5 file takes values from other files, which nobody has named as input.
-
-    That is by external links, external storage or virtual datasets. netCDF4 follows them and cannot tell, so the HDF5
-    library that it has loaded is asked.
-    """
-    with open(path, "rb") as stream:
-        library = None if stream.read(3) == b"CDF" else _hdf5()
-    if library is None:
-        return
-    found = []
-
-    def look(group, name, about, data):
-        kind = ctypes.cast(about, ctypes.POINTER(ctypes.c_int))[0]  # of the link; the first member of H5L_info_t
-        if kind == 0 and (dataset := library.H5Dopen2(group, name, 0)) >= 0:
-            plan = library.H5Dget_create_plist(dataset)
-            if library.H5Pget_external_count(plan) > 0 or library.H5Pget_layout(plan) == 3:  # virtual
-                found.append(name)
-            library.H5Pclose(plan), library.H5Dclose(dataset)
-        if kind >= 64:  # external, or of a kind that a plug-in reads
-            found.append(name)
-        return 0
-
-    file = library.H5Fopen(os.fsencode(path), 0, 0)
-    if file >= 0:
-        library.visit(file, 0, 0, library.callback(look), None)
-        library.H5Fclose(file)
-    if found:
-        raise DataError(
-            f"{path}: {shown(found[0].decode('utf-8', 'replace'))} lies in another file (an external link, external "
-            "storage or a virtual dataset), which is not followed; expected all values inside: copy it with nccopy"
-        )
-
-
-@cache
-def _hdf5():
-    """The HDF5 library that netCDF4 has loaded, with the types of what is asked of it; None where it is not found."""
-    import netCDF4  # noqa: F401  (loads it)
-
-    with contextlib.suppress(OSError, AttributeError, StopIteration):
-        with open("/proc/self/maps") as maps:
-            loaded = {
-                line.split(maxsplit=5)[-1].strip() for line in maps if re.search(r"/libhdf5(_serial)?\b[^/]*$", line)
-            }
-        library = ctypes.CDLL(next(path for path in sorted(loaded) if "_hl" not in path))
-        hid, text = ctypes.c_int64, ctypes.c_char_p
-        library.callback = ctypes.CFUNCTYPE(ctypes.c_int, hid, text, ctypes.c_void_p, ctypes.c_void_p)
-        library.visit = getattr(library, "H5Lvisit2", None) or library.H5Lvisit1
-        for function, result, *given in (
-            (library.H5Fopen, hid, text, ctypes.c_uint, hid),
-            (library.H5Fclose, ctypes.c_int, hid),
-            (library.H5Dopen2, hid, hid, text, hid),
-            (library.H5Dclose, ctypes.c_int, hid),
-            (library.H5Dget_create_plist, hid, hid),
-            (library.H5Pclose, ctypes.c_int, hid),
-            (library.H5Pget_external_count, ctypes.c_int, hid),
-            (library.H5Pget_layout, ctypes.c_int, hid),
-            (library.H5Eset_auto2, ctypes.c_int, hid, ctypes.c_void_p, ctypes.c_void_p),
-            (library.visit, ctypes.c_int, hid, ctypes.c_int, ctypes.c_int, library.callback, ctypes.c_void_p),
-        ):
-            function.restype, function.argtypes = result, given
-        library.H5Eset_auto2(0, None, None)  # it would print what it cannot open
-        return library
-    utils.log("the HDF5 library was not found: links from a file to other files are not looked for")
-    return None
 
 
 @cache

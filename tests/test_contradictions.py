@@ -24,7 +24,7 @@ from conftest import ROOT, TINY, nodes, rain, run, said, write_nc, write_plain
 
 import datasets
 import forecasts
-import reader
+import hdf5
 import training
 import utils
 from datasets import DataConfig, SRDataset, open_list
@@ -563,7 +563,7 @@ def test_a_header_that_claims_more_than_memory_is_one_error(tmp_path, monkeypatc
 
 def test_values_that_lie_in_other_files_are_refused(tmp_path):
     """The HDF5 library of netCDF4 makes such files here, and finds them."""
-    library, hid, text = reader._hdf5(), ctypes.c_int64, ctypes.c_char_p
+    library, hid, text = hdf5.library(), ctypes.c_int64, ctypes.c_char_p
     secret = day(tmp_path, name="secret.nc", units="mm")
     kinds = {}
     for kind in ("link", "group", "storage"):

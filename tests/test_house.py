@@ -11,6 +11,7 @@ from conftest import ROOT, stage
 FLOORS = {
     "utils": 0,
     "limits": 1,
+    "hdf5": 1,
     "metadata": 1,
     "settings": 1,
     "reader": 1,
@@ -35,6 +36,7 @@ BESIDE = {
     ("training", "critic"),
     ("training", "processes"),
     ("reader", "metadata"),
+    ("reader", "hdf5"),
     ("limits", "metadata"),
     ("training", "verification"),
     ("training", "plots"),
