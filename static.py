@@ -7,7 +7,8 @@ Writes   nothing.
     described = describe_fields(["static.nc"], [grid])        # in training: all fields of the files
     maps = StaticFields(["static.nc"], described).on(grid)    # (S, H, W), mean 0 and spread 1 over the training region
 
-Orography brings its slope with it: the size of the slope alone, since training turns and flips its windows.
+Orography brings its slopes to the east and to the north with it: which side of a mountain is wet depends on the wind.
+So windows of such a training are not turned or flipped.
 """
 
 import math
@@ -46,16 +47,15 @@ def describe_fields(files, grids):
 
     Args: files: NetCDF files. grids: HR Grid of each training region.
     Returns: tuple of dicts of plain values, for GeneratorConfig.static_fields: name, units, mean, std; of a slope also
-        `of`, the name of its orography.
+        `of`, the name of its orography, and `towards`, east or north.
     Raises: DataError: no field, one that speaks of rain, two of one name, or as StaticFields.
     """
     described = []
     for field in _fields_of(files).values():
         described.append({"name": field.name, "units": field.units, "mean": 0.0, "std": 1.0})
-        if field.is_height:
-            described.append(
-                {"name": f"slope of {field.name}", "units": "1", "mean": 0.0, "std": 1.0, "of": field.name}
-            )
+        for side in ("east", "north") if field.is_height else ():
+            slope = {"name": f"slope of {field.name} to the {side}", "of": field.name, "towards": side}
+            described.append({**slope, "units": "1", "mean": 0.0, "std": 1.0})
     raw = StaticFields(files, described)
     values = [np.concatenate([raw.on(grid)[k].ravel() for grid in dict.fromkeys(grids)]) for k in range(len(described))]
     spread = [float(part.std(dtype="float64")) for part in values]  # of a constant field 0
@@ -106,7 +106,7 @@ class StaticFields:
             if name not in cache:
                 cache = {name: self.fields[name].on(grid)}
             values, inner, wide = cache[name]
-            values = _slope(values, wide) if "of" in wanted else values
+            values = _slope(values, wide, wanted["towards"]) if "of" in wanted else values
             maps[k] = (values[inner] - wanted["mean"]) / wanted["std"]
         return maps
 
@@ -248,8 +248,7 @@ def _means(field, first, ratio, count):
     return total / float(ratio)
 
 
-def _slope(height, grid):
-    """Size of the slope of heights (H, W), m, on a Grid: rise over distance, without unit."""
-    step = float(grid.step) * METRES
-    down, across = np.gradient(height, step)
-    return np.hypot(down, across / np.cos(np.deg2rad(grid.lat))[:, None])
+def _slope(height, grid, towards):
+    """Slope of heights (H, W), m, on a Grid towards east or north: rise over distance, without unit."""
+    down, across = np.gradient(height, float(grid.step) * METRES)
+    return -down if towards == "north" else across / np.cos(np.deg2rad(grid.lat))[:, None]

@@ -546,7 +546,7 @@ class WindowLoader:
         train, self.state = state.train, state
         common = {
             "valid_share": train.valid_share,
-            "turn": not state.shape.position_channels,  # a fixed region keeps its north
+            "turn": not (state.shape.position_channels or state.shape.static_fields),  # the ground keeps its north
             "amounts": train.amounts,
             "seed": train.seed,
             "maps": maps,

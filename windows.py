@@ -32,9 +32,10 @@ class Windows:
 
     Args: dataset: SRDataset. sides: (smallest, largest) side of a window in LR cells, rows and columns drawn each step;
         None: the whole region. crop: side of the crop in LR cells, 0 for the whole window. part: train or valid.
-        valid_share: share held out for validation. turn: turn and flip at random; False for a fixed region (its north
-        must stay north) and for validation. amounts: rain is scaled by a random factor of at most this, either way (1:
-        never). seed: of draws. maps: {plan.core: static fields (S, H, W) on it}, cut, turned and flipped as HR.
+        valid_share: share held out for validation. turn: turn and flip at random; False for a fixed region, for
+        static fields (their north must stay north) and for validation. amounts: rain is scaled by a random factor of
+        at most this, either way (1: never). seed: of draws. maps: {plan.core: static fields (S, H, W) on it}, cut as
+        HR; with turn=False.
     """
 
     CANDIDATES, LONG_LIST = 48, 20
@@ -83,7 +84,7 @@ class Windows:
         lr, hr = (np.stack([pair[k] for pair in drawn])[:, None] for k in (0, 1))
         maps = np.stack([pair[4] for pair in drawn]) if self.maps else None
         if self.turn:
-            lr, hr, maps, box = _turned(lr, hr, maps, box, rng)
+            lr, hr, box = _turned(lr, hr, box, rng)
         weight = np.array([pair[3] for pair in drawn], np.float32)
         source = [pair[2] for pair in drawn]
         return {"lr": lr, "hr": hr, "maps": maps, "box": box, "weight": weight, "source": source}
@@ -167,17 +168,13 @@ class Windows:
         return height - rows + 1, first, last - first + 1, unit
 
 
-def _turned(lr, hr, maps, box, rng):
-    """Flip and transpose a batch at random, and its box with it: rain has no preferred direction at these scales.
-
-    Static fields move with their places; none of them is a vector.
-    """
-    (r0, r1, c0, c1), (h, w), fields = box, lr.shape[-2:], [lr, hr, maps]
+def _turned(lr, hr, box, rng):
+    """Flip and transpose a batch at random, and its box with it: rain has no preferred direction at these scales."""
+    (r0, r1, c0, c1), (h, w) = box, lr.shape[-2:]
     if rng.random() < 0.5:
-        fields, (c0, c1) = [x if x is None else x[..., ::-1] for x in fields], (w - c1, w - c0)
+        lr, hr, (c0, c1) = lr[..., ::-1], hr[..., ::-1], (w - c1, w - c0)
     if rng.random() < 0.5:
-        fields, (r0, r1) = [x if x is None else x[..., ::-1, :] for x in fields], (h - r1, h - r0)
+        lr, hr, (r0, r1) = lr[..., ::-1, :], hr[..., ::-1, :], (h - r1, h - r0)
     if rng.random() < 0.5:
-        fields, (r0, r1, c0, c1) = [x if x is None else x.swapaxes(-1, -2) for x in fields], (c0, c1, r0, r1)
-    fields = [x if x is None else x.copy() for x in fields]  # ascontiguousarray leaves axes of 1 with negative strides
-    return (*fields, (r0, r1, c0, c1))
+        lr, hr, (r0, r1, c0, c1) = lr.swapaxes(-1, -2), hr.swapaxes(-1, -2), (c0, c1, r0, r1)
+    return lr.copy(), hr.copy(), (r0, r1, c0, c1)  # ascontiguousarray leaves axes of 1 with negative strides

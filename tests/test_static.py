@@ -68,16 +68,18 @@ def test_a_region_is_a_part_of_a_larger_one_slopes_included(tmp_path):
     np.testing.assert_allclose(whole.std((1, 2)), 1, rtol=1e-5)
 
 
-def test_slopes_are_rise_over_distance_whatever_their_direction(tmp_path):
+def test_slopes_are_rise_over_distance_to_the_east_and_to_the_north(tmp_path):
     east = np.tile(100.0 * np.arange(30), (20, 1))  # 100 m in 0.1 degree of longitude at 59 N
     path = ground(tmp_path / "a.nc", east)
     described = describe_fields([path], [GRID])
-    assert [(field["name"], field["units"]) for field in described] == [("orog", "m"), ("slope of orog", "1")]
+    names = ["orog", "slope of orog to the east", "slope of orog to the north"]
+    assert [(field["name"], field["units"]) for field in described] == list(zip(names, ("m", "1", "1"), strict=True))
     slope = StaticFields([path], described).on(GRID)[1] * described[1]["std"] + described[1]["mean"]
     np.testing.assert_allclose(slope[10], 100 / (11_119.5 * np.cos(np.deg2rad(58.95))), rtol=1e-4)
-    path = ground(tmp_path / "b.nc", 100.0 * np.arange(20)[:, None] + np.zeros((20, 30)))
+    assert described[2]["mean"] == 0 and described[2]["std"] == 1
+    path = ground(tmp_path / "b.nc", 100.0 * np.arange(20)[:, None] + np.zeros((20, 30)))  # higher in the south
     described = describe_fields([path], [GRID])
-    assert described[1]["mean"] == pytest.approx(100 / 11_119.5, rel=1e-4) and described[1]["std"] == pytest.approx(1)
+    assert described[2]["mean"] == pytest.approx(-100 / 11_119.5, rel=1e-4) and described[1]["mean"] == 0
 
 
 # ---------------------------------------------------------------- what is refused
@@ -126,15 +128,15 @@ def test_the_same_names_and_units_are_required(tmp_path):
 # ---------------------------------------------------------------- windows
 
 
-def test_windows_cut_static_fields_where_the_rain_is_and_turn_them_with_it(tmp_path):
-    """The static field is the logarithm of the rain: so it is in every window, at any pixel, flipped and turned."""
+def test_windows_cut_static_fields_where_the_rain_is(tmp_path):
+    """The static field is the logarithm of the rain: so it is in every window, at any pixel."""
     rng = np.random.default_rng(1)
     values = rng.gamma(2, 3, (100, 120)).astype("float32") + 0.1
     lat, lon = nodes(50.05, 59.95, 0.1)[::-1], nodes(5.05, 16.95, 0.1)
     path = write_nc(tmp_path / "1950_08_01.nc", values, lat, lon, attrs={"units": "mm"})
     (tmp_path / "PreTrain.json").write_text(json.dumps([str(path)]))
     data = datasets.SRDataset(tmp_path, "train", target="coarsen", region="all", hr_step=0.1)
-    windows = Windows(data, sides=(3, 5), crop=2, maps={data.plans[0].core: np.log(values)[None]})
+    windows = Windows(data, sides=(3, 5), crop=2, turn=False, maps={data.plans[0].core: np.log(values)[None]})
     for step in range(8):
         batch = windows.batch(step, 2)
         r0, r1, c0, c1 = (10 * n for n in batch["box"])
@@ -211,7 +213,11 @@ def test_resume_finds_the_fields_again_and_a_model_without_them_refuses(terrain,
     shutil.copy(terrain / "with.pth", tmp_path / "a.pth")
     run(2, "--resume", "--checkpoint", tmp_path / "a.pth", "--threads", 1, "--amp", "off", "--runs", tmp_path / "runs")
     state = utils.load_checkpoint(tmp_path / "a.pth")
-    assert [f["name"] for f in state["generator_config"]["static_fields"]] == ["orog", "slope of orog"]
+    assert [f["name"] for f in state["generator_config"]["static_fields"]] == [
+        "orog",
+        "slope of orog to the east",
+        "slope of orog to the north",
+    ]
     shutil.copy(terrain / "without.pth", tmp_path / "b.pth")
     words = ["--resume", "--checkpoint", tmp_path / "b.pth", "--static", terrain / "ground.nc", "--runs", tmp_path]
     assert "trained without static fields" in said(2, words, monkeypatch)
