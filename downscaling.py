@@ -237,6 +237,7 @@ class Candidate(NamedTuple):
     options: str
 
 
+SHIPPED = "daily_x*.pth"  # models of daily rain that come with the program
 FITS = {  # how the files of a list serve a model, the best first
     "lr": "the files hold its LR cells",
     "hr": "the files hold its HR cells, which are averaged to its LR cells",
@@ -247,7 +248,8 @@ FITS = {  # how the files of a list serve a model, the best first
 def find_checkpoint(data_folder, split, region=None, folder="Data/SavedModels", command="...", **asked):
     """(path, state) of the checkpoint named pre_srgan* in `folder` that fits a list best; says which and why.
 
-    Where it learned to interpolate, and a checkpoint of another name that fits knows real rain, it says so.
+    Where it learned to interpolate, and a checkpoint of another name that fits knows real rain, it says so. Where none
+    fits, one of those that come with the program (SHIPPED) is taken for files that hold its LR cells.
 
     Args: command: what was typed, to which --checkpoint is added where a checkpoint of another name fits. asked:
         `static`, files of static fields; `any_period`, True where models of other periods fit too.
@@ -270,6 +272,15 @@ def find_checkpoint(data_folder, split, region=None, folder="Data/SavedModels", 
         near = DataConfig.region  # the files hold it: where stage 5 looks without --region
     others = [path for path in sorted(Path(folder).glob("*.pth")) if path not in kept]
     others = [_candidate(path, data_folder, split, region, near, **asked) for path in others]
+    shipped = [one for one in _by_fit(others) if one.path.match(SHIPPED) and one.rank[0] == 0]
+    if not fitting and shipped:
+        taken, region = shipped[0], format_region(data_config(shipped[0].state, region).region)
+        log(
+            f"no model of yours ({folder}/pre_srgan*_x*.pth) fits the {split} list; taking {taken.path.name}, which "
+            f"comes with the program, over region {region} (choose others with --checkpoint and --region):"
+            + "".join(f"\n  {one.path.name}: {one.words}" for one in (taken, *ours))
+        )
+        return taken.path, taken.state
     if not fitting:
         raise DataError(_none_fits(data_folder, split, folder, ours, others, command))
     real = [one for one in _by_fit(others) if one.state["data_config"]["target"] != "interpolate"]
@@ -299,6 +310,7 @@ def _candidate(path, data_folder, split, region, near=None, *, static=(), any_pe
             own, tied, period = data_config(state), state.get("region_cells"), Knowledge.of(path, state).period
             if own.region == "all" and near not in (None, "all") and not region:
                 region, options = near, f"{options} --region {format_region(near)}"
+                state = {**state, "data_config": {**state["data_config"], "region": near}}
             where = "any region" if own.region == "all" else f"trained on region {format_region(own.region)}"
             where = f"for region {format_region(own.region)} alone" if tied else where
             words = f"x{own.scale}, {own.lr_step:g} to {own.hr_step:g} degree, target {own.target}, {where}"

@@ -426,6 +426,24 @@ def test_a_model_that_interpolates_is_named_with_one_that_knows_real_rain(
         downscaling.find_checkpoint(home.lists, split)
 
 
+def test_without_a_model_of_ones_own_the_one_that_comes_with_the_program_is_taken(home, tmp_path, capsys):
+    """Over the default region, where files hold it, for files of its LR cells; an own model that fits comes first."""
+    state = utils.load_checkpoint(home.coarsen)
+    state["data_config"]["region"] = "all"
+    utils.save_checkpoint(tmp_path / "daily_x10.pth", state)
+    state = utils.load_checkpoint(home.x4)
+    utils.save_checkpoint(tmp_path / "pre_srgan_tied_x4.pth", {**state, "region_cells": ["31", "106", 4, 4]})
+    path, taken = downscaling.find_checkpoint(home.lists, "eval", folder=tmp_path)
+    words = " ".join(capsys.readouterr().out.split())
+    assert path.name == "daily_x10.pth" and tuple(taken["data_config"]["region"]) == datasets.DataConfig.region
+    assert "taking daily_x10.pth, which comes with the program, over region 106 110 26 30 (choose others" in words
+    assert "the files hold its LR cells; makes 50 x 50" in words and "pre_srgan_tied_x4.pth: x4" in words
+    with pytest.raises(DataError, match="models of other names that fit are used where you name them"):
+        downscaling.find_checkpoint(home.hr_lists, "eval", folder=tmp_path)  # files at its HR step
+    shutil.copy(home.x10, tmp_path / "pre_srgan_x10.pth")
+    assert downscaling.find_checkpoint(home.lists, "eval", folder=tmp_path)[0].name == "pre_srgan_x10.pth"
+
+
 def test_a_model_tied_to_a_region_and_the_training_command_of_fine_files(home, tmp_path):
     state = utils.load_checkpoint(home.coarsen)
     utils.save_checkpoint(tmp_path / "tied_x10.pth", {**state, "region_cells": ["31", "106", 4, 4]})
