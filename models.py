@@ -26,7 +26,12 @@ from torch import nn
 from settings import GeneratorConfig, prime_factors
 from utils import DataError
 
-ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "leakyrelu": lambda: nn.LeakyReLU(0.2), "tanh": nn.Tanh}
+ACTIVATIONS = {  # in place where the gradient follows from the result
+    "prelu": nn.PReLU,
+    "relu": partial(nn.ReLU, inplace=True),
+    "leakyrelu": partial(nn.LeakyReLU, 0.2, inplace=True),
+    "tanh": nn.Tanh,
+}
 EMPTY = 1e-20  # mm: no logarithm of zero
 RELAXATION = (1.05, 1.6, 3.33)  # of the passes of even_levels: Chebyshev points for eigenvalues from 1/4 to 1
 SEAMS_FROM = 10  # scale from which cells are evened: smaller ones are within reach of the last convolutions
@@ -85,7 +90,8 @@ class ResModel(nn.Module):
         )
 
     def forward(self, x):
-        return trim(x, self.crop) + self.body(x)
+        whole, inner = Fork.apply(x, self.crop)
+        return self.body(whole).add_(inner)
 
 
 class SRConModel(nn.Module):
@@ -130,16 +136,19 @@ class SRConModel(nn.Module):
             known at the finer grid. streaks (N, S, factor h + 2 margin_out, ...): of DirectedNoise, or None.
         Returns: (N, c_out, factor h + 2 margin_out, ...).
         """
-        made = self._upsampled(x) + self.join(known)
-        if self.lay is not None:
-            made = made + self.lay(streaks.to(made.dtype))
+        made = self.join(known).add_(self._upsampled(x))
+        if self.lay is not None:  # a matrix product of the pixels' channels
+            laid = F.linear(streaks.permute(0, 2, 3, 1), self.lay.weight.flatten(1), self.lay.bias)
+            made = made.add_(laid.permute(0, 3, 1, 2))
         return self.activation(self.norm(made))
 
     def _upsampled(self, x):
         if not self.resized:
-            return trim(_shuffled(self.up, x, self.factor), self.surplus)
-        near = F.interpolate(x, scale_factor=self.factor, mode="nearest")
-        return trim(self.up(near), self.surplus + self.factor - 1)
+            weight, bias = (
+                p.unflatten(0, (-1, self.factor**2)).transpose(0, 1) for p in (self.up.weight, self.up.bias)
+            )
+            return trim(_shuffled(x, weight, bias, self.factor), self.surplus)
+        return trim(_shuffled(x, _repeating(self.up.weight), self.up.bias.expand(4, -1), 2), self.surplus + 1)
 
 
 class DirectedNoise(nn.Module):
@@ -160,9 +169,9 @@ class DirectedNoise(nn.Module):
         lines = (-((along / self.ALONG) ** 2 + (across / self.ACROSS) ** 2) / 2).exp()
         lines = lines.where(lines > 1e-20, 0.0)  # subnormal numbers are 50 times as slow where float32 is used
         lines = lines / lines.square().sum((1, 2), keepdim=True).sqrt()
-        self.register_buffer("alike", torch.einsum("dyx,eyx->de", lines, lines)[..., None, None], persistent=False)
+        self.register_buffer("alike", torch.einsum("dyx,eyx->de", lines, lines), persistent=False)
         self.register_buffer("lines", lines[:, None], persistent=False)
-        self.register_buffer("doubled", torch.stack([(2 * angles).cos(), (2 * angles).sin()], 1), persistent=False)
+        self.register_buffer("doubled", torch.cat([(2 * angles).cos(), (2 * angles).sin()], 2)[:, 0], persistent=False)
 
     def forward(self, noise, flow):
         """Lay noise along the flow.
@@ -171,13 +180,13 @@ class DirectedNoise(nn.Module):
             the angle, from the direction of the columns towards that of the rows; 0: no direction.
         Returns: (N, C, h, w), float32, of variance 1.
         """
-        with torch.no_grad():
-            each = noise.flatten(0, 1)[:, None].contiguous(memory_format=torch.channels_last)
-            drawn = F.conv2d(each, self.lines.to(each.dtype)).float().unflatten(0, noise.shape[:2])  # (N, C, D, h, w)
+        with torch.no_grad():  # directions last, as they lie in memory
+            drawn = F.conv2d(_channels_last(noise.flatten(0, 1)[:, None]), self.lines.to(noise.dtype))
+            drawn = drawn.permute(0, 2, 3, 1).float().unflatten(0, noise.shape[:2])  # (N, C, h, w, D)
         with torch.autocast(noise.device.type, enabled=False):
-            share = F.conv2d(flow.float(), self.doubled).softmax(1)
-            share = share / (share * F.conv2d(share, self.alike)).sum(1, keepdim=True).sqrt()
-            return torch.stack([(field * share).sum(1) for field in drawn.unbind(1)], 1)
+            share = (flow.float().permute(0, 2, 3, 1) @ self.doubled.T).softmax(-1)
+            share = share * (share * (share @ self.alike)).sum(-1, keepdim=True).rsqrt()
+            return torch.stack([(field * share).sum(-1) for field in drawn.unbind(1)], 1)
 
 
 class SRResModel(nn.Module):
@@ -251,12 +260,19 @@ class SRResModel(nn.Module):
             near = None if drawn is None else trim(drawn, REACH - 1)
             streaks = self.directed(drawn, enlarge(flow, grid, self.halo, margin - 1)) if up.lay is not None else None
             features = self.refine[k](up(features, _joined(features.dtype, copy, where, near), streaks))
-            detail = self.outs[k](features).float()
-            if streaks is not None:
-                strength = self.strength[k](features).float()
-                detail = detail + (strength * trim(streaks, margin - 1 - self._spare(k))).sum(1, keepdim=True)
+            detail = self._laid(k, features, streaks, margin - 1 - self._spare(k))
             total = total + enlarge(detail, top // grid, self._spare(k), 0)
         return total
+
+    def _laid(self, k, features, streaks, spare):
+        """Detail of stage k: a convolution of its features, and streaks (`spare` pixels larger) of chosen strength."""
+        if streaks is None:
+            return self.outs[k](features).float()
+        weight, bias = (
+            torch.cat(parts) for parts in zip(*(c.parameters() for c in (self.outs[k], self.strength[k])), strict=True)
+        )
+        made = F.conv2d(features, weight, bias).float()  # one convolution of few channels is as dear as of one
+        return made[:, :1] + (made[:, 1:] * trim(streaks, spare)).sum(1, keepdim=True)
 
     def _spare(self, k):
         """Pixels around the part that the detail of stage k has."""
@@ -576,6 +592,20 @@ def log_rain(amounts):
     return torch.log10(1 + 10 * amounts)
 
 
+def window_means(x, side):
+    """Means of x (..., H, W) over squares of `side` pixels, each half over the next; a remainder is left out.
+
+    Two products with small matrices: avg_pool2d adds every pixel four times, and takes three times as long.
+    """
+
+    def weights(pixels):  # (windows, pixels)
+        first = torch.arange(0, pixels - side + 1, max(1, side // 2), device=x.device)[:, None]
+        place = torch.arange(pixels, device=x.device)
+        return ((place >= first) & (place < first + side)).to(x.dtype) / side
+
+    return weights(x.shape[-2]) @ x @ weights(x.shape[-1]).T
+
+
 def fair_score(distance, members, target):
     """Mean distance of M members from the target less half that over their M (M - 1) pairs: unbiased for any M >= 2
     (Ferro 2014, doi 10.1002/qj.2270). One member: its distance."""
@@ -597,9 +627,7 @@ def fair_crps(members, target, pools=(1, 4, 16)):
     total = 0.0
     for p in pools:
         p = min(p, *target.shape[-2:])
-        block = partial(F.avg_pool2d, kernel_size=p, stride=max(1, p // 2))
-        x = members if p == 1 else block(members.flatten(0, 1)).unflatten(0, members.shape[:2])
-        y = target if p == 1 else block(target)
+        x, y = (members, target) if p == 1 else (window_means(field, p) for field in (members, target))
         total = total + fair_score(lambda a, b: (a - b).abs().mean(), x, y)
     return total / len(pools)
 
@@ -631,7 +659,7 @@ def local_structure(field, lags=(1, 2, 4, 8), block=24):
         steps = ((0, lag), (lag, 0), (lag, lag), (-lag, lag))
         jumps = [(x[..., lag + a : lag + a + h, lag + b : lag + b + w] - middle).abs() for a, b in steps]
         side = min(max(block, 3 * lag), h, w)
-        parts.append(F.avg_pool2d(torch.cat(jumps, 1), side, max(1, side // 2)))
+        parts.append(window_means(torch.cat(jumps, 1), side))
     return parts
 
 
@@ -750,25 +778,72 @@ def _joined(dtype, *parts):
     return (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).contiguous(memory_format=torch.channels_last)
 
 
-def _shuffled(conv, x, factor):
-    """Convolution and pixel shuffle, as nn.PixelShuffle(factor)(conv(x)) but six times as fast in channels-last layout.
+def _channels_last(x):
+    """x (N, C, H, W), each pixel's channels side by side in memory, also where C is 1 and torch sees no difference."""
+    return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
 
-    The filters are put in the order in which the pixels will lie in memory, so that rows of `factor` pixels are moved
-    whole; PixelShuffle moves number by number.
+
+def _shuffled(x, weight, bias, factor):
+    """Sub-pixel convolution: F.pixel_shuffle(conv2d(x)), but six times as fast in channels-last layout.
+
+    The filters stand in the order in which the pixels will lie in memory, so that rows of `factor` pixels are moved
+    whole; pixel_shuffle moves number by number.
+
+    Args: weight (factor * factor, C, c_in, k, k), bias (factor * factor, C).
+    Returns: (N, C, factor * (h - k + 1), ...).
     """
-    weight, bias = (p.unflatten(0, (-1, factor, factor)).movedim(0, 2).flatten(0, 2) for p in (conv.weight, conv.bias))
-    made = F.conv2d(x, weight, bias).permute(0, 2, 3, 1)  # (N, h, w, factor * factor * C)
+    made = F.conv2d(x, weight.flatten(0, 1), bias.flatten()).permute(0, 2, 3, 1)  # (N, h, w, factor * factor * C)
     n, h, w, _ = made.shape
     made = made.unflatten(3, (factor, -1)).transpose(2, 3)  # (N, h, factor, w, factor * C)
     return made.reshape(n, h * factor, w * factor, -1).permute(0, 3, 1, 2)
 
 
-def trim(x, n):
-    """Cut n pixels off each side of x (N, C, h, w).
+def _repeating(weight):
+    """Filters (4, C, c_in, 2, 2) of _shuffled that give what `weight` (C, c_in, 3, 3) gives of pixels repeated twice.
 
-    The gradient keeps the channels-last layout; that of a plain slice does not, and copying it takes long.
+    Two of the three pixels in a row are the same one: less than half of the arithmetic, and no repeated field.
     """
-    return x.permute(0, 2, 3, 1)[:, n:-n, n:-n].permute(0, 3, 1, 2) if n else x
+    taps = weight.new_tensor([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]])  # (place, pixel, tap)
+    return torch.einsum("pay,qbx,oiyx->pqoiab", taps, taps, weight).flatten(0, 1)
+
+
+class Fork(torch.autograd.Function):
+    """x (N, C, h, w), and x without n pixels on each side: a residual block's two ways.
+
+    The gradients meet by one addition in place; those of slices are filled up with zeros and copied first.
+    """
+
+    @staticmethod
+    def forward(ctx, x, n):
+        ctx.n = n
+        return x.detach(), x[..., n : x.shape[-2] - n, n : x.shape[-1] - n]
+
+    @staticmethod
+    def backward(ctx, whole, inner):
+        n = ctx.n
+        whole[..., n : whole.shape[-2] - n, n : whole.shape[-1] - n] += inner
+        return whole, None
+
+
+class Trim(torch.autograd.Function):
+    """x (N, C, h, w) without n pixels on each side; its gradient is channels-last, and written once."""
+
+    @staticmethod
+    def forward(ctx, x, n):
+        ctx.n = n
+        return x[..., n:-n, n:-n]
+
+    @staticmethod
+    def backward(ctx, inner):
+        n, (h, w) = ctx.n, inner.shape[-2:]
+        whole = inner.new_zeros(*inner.shape[:2], h + 2 * n, w + 2 * n).contiguous(memory_format=torch.channels_last)
+        whole[..., n:-n, n:-n] = inner
+        return whole, None
+
+
+def trim(x, n):
+    """Cut n pixels off each side of x (N, C, h, w)."""
+    return Trim.apply(x, n) if n else x
 
 
 def _width(channels, grid, scale):

@@ -564,3 +564,58 @@ def test_doubling_stages_of_many_pixels_cannot_make_a_checkerboard(scale, even):
         made = stage._upsampled(torch.ones(1, stage.up.in_channels, 8, 8))
     assert made.shape[-1] == 2 * 8 - 2 * (2 + stage.surplus)
     assert ((made - made[..., :1, :1]).abs().max() < 1e-4) == even
+
+
+# ---- quick ways to the same numbers ----
+
+
+def assert_same_with_gradients(quick, plain, *inputs):
+    """Two functions of float64 tensors agree, and so do the gradients of their squares."""
+    made, expected = quick(*inputs), plain(*inputs)
+    torch.testing.assert_close(made, expected)
+    slopes = [torch.autograd.grad(x.square().sum(), inputs) for x in (made, expected)]
+    torch.testing.assert_close(*slopes)
+
+
+def some(*shape, seed=0):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return x.requires_grad_(True)
+
+
+def test_repeated_pixels_need_no_repeated_field():
+    def plain(x, weight, bias):
+        return F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, bias)
+
+    def quick(x, weight, bias):
+        return models._shuffled(x, models._repeating(weight), bias.expand(4, -1), 2)
+
+    assert_same_with_gradients(quick, plain, some(2, 3, 6, 5), some(4, 3, 3, 3, seed=1), some(4, seed=2))
+
+
+def test_sub_pixel_convolution_is_that_of_pixel_shuffle():
+    def plain(x, weight, bias):
+        return F.pixel_shuffle(F.conv2d(x, weight, bias), 3)
+
+    def quick(x, weight, bias):
+        return models._shuffled(x, *(p.unflatten(0, (-1, 9)).transpose(0, 1) for p in (weight, bias)), 3)
+
+    assert_same_with_gradients(quick, plain, some(2, 3, 6, 5), some(18, 3, 3, 3, seed=1), some(18, seed=2))
+
+
+@pytest.mark.parametrize("padding", ["valid", "replicate"])
+def test_a_residual_block_adds_its_input(padding):
+    block = ResModel(3, padding=padding).double()
+    n = 2 if padding == "valid" else 0
+    assert_same_with_gradients(block, lambda x: x[..., n : 9 - n, n : 8 - n] + block.body(x), some(2, 3, 9, 8))
+
+
+def test_trim_cuts_and_its_gradient_is_zero_outside():
+    assert_same_with_gradients(lambda x: models.trim(x, 2), lambda x: x[..., 2:-2, 2:-2].clone(), some(2, 3, 9, 8))
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 7, 16, 20])
+def test_window_means_are_those_of_pooling(side):
+    def plain(x):
+        return F.avg_pool2d(x, side, max(1, side // 2))
+
+    assert_same_with_gradients(lambda x: models.window_means(x, side), plain, some(2, 3, 20, 23))
