@@ -12,10 +12,7 @@ that --help answers at once.
 """
 
 import argparse
-import contextlib
 import functools
-import hashlib
-import math
 import shlex
 import time
 from dataclasses import replace
@@ -40,9 +37,8 @@ from limits import ANY, Knowledge, count_beyond, period_words, refuse_other, sai
 from metadata import in_words
 from static import StaticFields, add_static_option
 from threads import Threads
+from tiles import make_tiles, tile_shape
 from utils import DataError, log, whole_number
-
-TILE_PIXELS = 1_500_000
 
 __all__ = ["alone", "downscale", "downscale_list", "downscale_parser", "find_checkpoint"]
 
@@ -142,7 +138,7 @@ def downscale_parser(description, out):
         "--tile",
         type=whole_number,
         metavar="N",
-        help="side of a tile in LR cells; bounds the memory (default: about 1.5 million HR pixels)",
+        help="side of a tile in LR cells; bounds the memory (default: as memory allows)",
     )
     add(
         "--shard",
@@ -403,8 +399,8 @@ def check_period(model, fields, split, any_period):
 def check_room(args, fields, generator):
     """Raise DataError where memory does not suffice for the members of a tile: before earlier results are moved."""
     shapes = {field.plan.lr.shape for field in fields}
-    side = args.tile or max(1, int(math.sqrt(TILE_PIXELS)) // generator.scale)
-    pixels = max(min(side, h) * min(side, w) for h, w in shapes) * generator.scale**2
+    tiles = [tile_shape(generator, args.members, shape, args.tile) for shape in shapes]
+    pixels = max((h + 2 * generator.ring) * (w + 2 * generator.ring) for h, w in tiles) * generator.scale**2
     cells = max(h * w for h, w in shapes) * generator.config.channels
     words = f"--members {args.members} on tiles of {pixels:,} pixels"
     utils.check_memory(4 * args.members * (pixels + cells), words, utils.LESS)
@@ -468,7 +464,7 @@ def downscale(
     Args:
         generator: a Generator. lr (h, w), mm, numpy; NaN is missing (filled from the nearest valid cell for the
             network's eyes only). members, seed: ints. day: the valid time as text. origin: absolute row and column of
-            lr[0, 0]. tile: side in LR cells; None: about TILE_PIXELS HR pixels. device: None is the generator's.
+            lr[0, 0]. tile: side in LR cells; None: tiles.tile_shape. device: None is the generator's.
             pace: Threads that time each member of a tile. maps (S, h * scale, w * scale): static fields on the HR cells
             (StaticFields.on), where the generator has any.
     Yields: (rows, columns, sr): slices of the HR field and sr (members, H, W), mm, float32, NaN exactly where the LR
@@ -482,75 +478,11 @@ def downscale(
         raise ValueError(f"downscale: lr of shape {lr.shape} must be 2-D, >= 0 mm and finite where it is not NaN")
     device = device or next(generator.parameters()).device
     generator = generator.to(device).eval()
-    missing, s, (h, w) = np.isnan(lr), generator.scale, lr.shape
+    missing, s = np.isnan(lr), generator.scale
     filled = torch.from_numpy(fill_nearest(lr).astype(np.float32))[None, None].to(device)  # (1, 1, h, w)
     maps = None if maps is None else torch.from_numpy(np.asarray(maps, np.float32))[None].to(device)
-    keys, whole = [f"{seed}|{m}|{day}" for m in range(members)], _shifted((0, h, 0, w), origin)
-    with torch.no_grad():
-        first = generator.net.entries[:1]
-        noise = (_keyed_noise(generator.net, key, whole, first, device)[0] for key in keys)
-        trunks = [generator.encode(filled, drawn, maps) for drawn in noise]
-    for tile_box in _tiles(h, w, tile or max(1, int(math.sqrt(TILE_PIXELS)) // s)):
-        r0, r1, c0, c1 = tile_box
-        sr = _tile_members(generator, filled, trunks, keys, tile_box, origin, pace, maps)
-        sr[:, missing[r0:r1, c0:c1].repeat(s, 0).repeat(s, 1)] = np.nan
-        yield slice(r0 * s, r1 * s), slice(c0 * s, c1 * s), sr
-
-
-def _tile_members(generator, filled, trunks, keys, tile_box, origin, pace=None, maps=None):
-    """One member for each trunk and noise key of the tile (r0, r1, c0, c1), LR cells: (members, H, W), mm, float32."""
-    import torch
-
-    r0, r1, c0, c1 = tile_box
-    s, ring, (h, w) = generator.scale, generator.ring, filled.shape[-2:]
-    part = (max(r0 - ring, 0), min(r1 + ring, h), max(c0 - ring, 0), min(c1 + ring, w))
-    inner = (..., slice((r0 - part[0]) * s, (r1 - part[0]) * s), slice((c0 - part[2]) * s, (c1 - part[2]) * s))
-    box = _shifted(part, origin)
-    sr = np.empty((len(keys), (r1 - r0) * s, (c1 - c0) * s), np.float32)
-    with torch.no_grad():
-        for member, trunk, key in zip(sr, trunks, keys, strict=True):
-            noise = _keyed_noise(generator.net, key, box, generator.net.entries[1:], filled.device)
-            with pace.piece((part[1] - part[0]) * (part[3] - part[2])) if pace else contextlib.nullcontext():
-                detail = generator.detail(*trunk, noise, part, maps)
-                member[:] = generator.finish(filled, detail, part)[inner][0, 0].cpu().numpy()
-    return sr
-
-
-def _tiles(h, w, side):
-    """(first row, end row, first column, end column) of the tiles of h x w LR cells."""
-    for r0 in range(0, h, side):
-        for c0 in range(0, w, side):
-            yield r0, min(r0 + side, h), c0, min(c0 + side, w)
-
-
-def _shifted(box, origin):
-    """The box (r0, r1, c0, c1) in absolute cells."""
-    return tuple(n + origin[k // 2] for k, n in enumerate(box))
-
-
-def _keyed_noise(net, key, box, entries, device):
-    """Noise of the cells box = (r0, r1, c0, c1) (absolute) and their surroundings, as Generator.draw_noise(1, ...).
-
-    entries: [(pixels per LR cell side, pixels around)], those of net.entries that are asked for.
-    """
-    import torch
-
-    from models import trim
-
-    if not net.noise_channels:
-        return [None] * len(entries)
-    r0, r1, c0, c1 = box
-    noise = []
-    for grid, margin in entries:
-        around = -(-margin // grid)  # cells
-        rows, columns = range(r0 - around, r1 + around), range(c0 - around, c1 + around)
-        cells = [np.concatenate([_cell_noise(net.noise_channels, grid, key, r, c) for c in columns], 2) for r in rows]
-        noise.append(trim(torch.from_numpy(np.concatenate(cells, 1))[None], around * grid - margin).to(device))
-    return noise
-
-
-def _cell_noise(channels, grid, key, row, column):
-    """Standard normal noise (channels, grid, grid) of one LR cell at one grid, from a random stream of its own."""
-    digest = hashlib.blake2b(f"{key}|{row}|{column}|{grid}".encode(), digest_size=16).digest()
-    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-    return rng.standard_normal((channels, grid, grid), np.float32)
+    keys = [f"{seed}|{m}|{day}" for m in range(members)]
+    for rows, cols, sr in make_tiles(generator, filled, keys, origin=origin, side=tile, pace=pace, maps=maps):
+        cells = tuple(slice(k.start // s, k.stop // s) for k in (rows, cols))
+        sr[:, missing[cells].repeat(s, 0).repeat(s, 1)] = np.nan
+        yield rows, cols, sr

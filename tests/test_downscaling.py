@@ -30,8 +30,9 @@ from conftest import (
 
 import datasets
 import downscaling
+import tiles
 import utils
-from downscaling import _keyed_noise, downscale
+from downscaling import downscale
 from utils import DataError
 
 
@@ -58,7 +59,7 @@ def test_missing_exactly_where_the_input_is():
 
 def keyed_noise(generator, key, box):
     """Noise of every grid, the trunk's first."""
-    return _keyed_noise(generator.net, key, box, generator.net.entries, "cpu")
+    return tiles.keyed_noise(generator.net, key, box, generator.net.entries, "cpu")
 
 
 def test_noise_belongs_to_the_cell_not_to_the_region():
@@ -80,9 +81,9 @@ def test_noise_is_standard_normal():
 
 def test_another_process_makes_the_same_member():
     code = (
-        "import torch, numpy as np, hashlib, models, downscaling; torch.manual_seed(0);"
+        "import torch, numpy as np, hashlib, models, tiles; torch.manual_seed(0);"
         "g = models.Generator(models.GeneratorConfig(scale=4, channels=16, blocks=1, noise_channels=2));"
-        "z = downscaling._keyed_noise(g.net, '7|1|2023-08-01', (0, 3, 0, 3), g.net.entries, 'cpu');"
+        "z = tiles.keyed_noise(g.net, '7|1|2023-08-01', (0, 3, 0, 3), g.net.entries, 'cpu');"
         "print(hashlib.sha256(b''.join(x.numpy().tobytes() for x in z)).hexdigest())"
     )
     other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -201,8 +202,8 @@ def downscale_names(function):
 def test_tiles_of_stage_3_make_the_whole(home, tmp_path, options):
     run3("--checkpoint", home.x10, "--out", tmp_path / "whole", *options[2:])
     run3("--checkpoint", home.x10, "--out", tmp_path / "tiles", *options)
-    for whole, tiles in zip(outputs(tmp_path / "whole"), outputs(tmp_path / "tiles"), strict=True):
-        np.testing.assert_allclose(whole, tiles, rtol=1e-4, atol=1e-4)
+    for whole, parts in zip(outputs(tmp_path / "whole"), outputs(tmp_path / "tiles"), strict=True):
+        np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-4)
 
 
 def test_members_are_a_dimension_and_differ_and_seeds_repeat(home, tmp_path):

@@ -27,6 +27,7 @@ FLOORS = {
     "verification": 3,
     "plots": 3,
     "downscaling": 3,
+    "tiles": 3,
     "processes": 3,
     "training": 3,
 }
@@ -38,6 +39,7 @@ BESIDE = {
     ("reader", "metadata"),
     ("reader", "hdf5"),
     ("limits", "metadata"),
+    ("downscaling", "tiles"),
     ("training", "verification"),
     ("training", "plots"),
     ("plots", "verification"),
