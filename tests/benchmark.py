@@ -104,7 +104,7 @@ class Run:
     def __init__(self, scratch, adversarial=0, **changes):
         dataset, phases = rain_dataset(scratch), {"content_steps": 0 if adversarial else 10**6}
         train = settings.TrainConfig(**phases, adversarial_steps=10**6, valid_share=0.0, **changes)
-        args = SimpleNamespace(amp="auto", init=None, vgg_weights=None, compile=False)
+        args = SimpleNamespace(amp="auto", init=None, vgg_weights=None, compile=False, data_folder=scratch)
         self.state = training.State(dataset.config, train, settings.GeneratorConfig(), args, training.Group("cpu"))
         self.loader = training.WindowLoader(self.state, dataset)
 
