@@ -61,7 +61,7 @@ def test_numbers_shown_are_those_of_the_files(project, evaluated, monkeypatch):
     assert pictures == 8  # maps, two Q-Q at sites, scores; maps, sites, pooled Q-Q, mistakes
     assert "INTERPOLATION OF THE INPUT" in text
     assert "GENERATED" not in text
-    assert float(re.search(r"block means from the input (\S+) mm \(25 sites, 3 times\)", text)[1]) < 1e-3
+    assert float(re.search(r"block means from the input (\S+) mm \(25 sites, 3 times, 3 members\)", text)[1]) < 1e-3
 
     with (evaluated / "DataResults/ResultEval/scores.csv").open(encoding="utf-8") as file:
         scores = {row["name"]: row for row in csv.DictReader(file)}
@@ -105,6 +105,17 @@ def test_generated_archive_with_truth_and_without_forecasts(project, tmp_path, m
     assert "INTERPOLATION" not in text
     assert "GENERATED SAMPLE" in text
     assert "nothing to show from here on" in text
+
+
+def test_days_without_truth_say_so_whatever_the_model_was_trained_on(project, tmp_path, monkeypatch):
+    """A model of real rain on days at its LR step: stage 5 can only interpolate them, and that is no truth."""
+    out = tmp_path / "DataResults/ResultEval"
+    monkeypatch.chdir(project.home)
+    run(5, "--split", "eval", "--hr-step", 0.1, "--out", out)
+    run(3, "--checkpoint", project.coarsen, "--out", out, "--members", 2)
+    text, pictures = execute(project.home, tmp_path, monkeypatch)
+    assert pictures == 4 and "target interpolate" in text and "INTERPOLATION OF THE INPUT" in text
+    assert "amounts over 24 h, as in training" in text and "no realism in" in text
 
 
 def test_stages_draw_the_same_without_a_notebook(project, evaluated, monkeypatch):
@@ -165,5 +176,11 @@ def test_committed_notebook_is_executed_and_small():
     assert NOTEBOOK.stat().st_size < 2e6
     cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in cells)
-    assert "GENERATED SAMPLE" in "".join(output.get("text", "") for cell in cells for output in cell.outputs)
-    assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
+    shown = [output for cell in cells for output in cell.outputs]
+    assert not any(output.output_type == "error" for output in shown)
+    assert sum("image/png" in output.get("data", {}) for output in shown) >= 8  # as GitHub shows them
+    text = "".join(output.get("text", "") for output in shown)
+    assert "Data/Sample, x100, target coarsen, 3 times, 2016-09-19T23:00" in text and "GENERATED" not in text
+    assert "amounts over 24 h, as in training" in text and "(25 sites, 3 times, 4 members)" in text
+    for name in ("RainFARM", "one member", "ensemble"):  # seams and streaks of stage 3, below the scores
+        assert re.search(rf"^{name} +.*\d\.\d\d +\d\.\d\d/\d\.\d\d", text.split("\nRealism")[1], re.M), name
