@@ -131,11 +131,12 @@ def typed(tmp_path_factory):
         ).to_netcdf(path)
     shutil.copytree(ROOT / "Data" / "README", home / "Data" / "README")
     shutil.copy(ROOT / "Eval_Correctness.ipynb", home)
-    model, config = make(40, channels=8, noise_channels=1), DataConfig(target="coarsen", region="all", lr_step=0.4)
-    weights = {"updates": 0, "weights": model.state_dict()}
-    settings = {"data_config": asdict(config), "generator_config": asdict(model.config)}
-    (home / "Data/SavedModels").mkdir()  # an untrained model stands in for the one that is shipped
-    save_checkpoint(home / "Data/SavedModels/daily_x40.pth", {**settings, "ema": weights})
+    (home / "Data/SavedModels").mkdir()
+    for scale, step in ((100, 1.0), (40, 0.4)):  # untrained models stand in for those that are shipped
+        model, config = make(scale, channels=8, noise_channels=1), DataConfig("coarsen", region="all", lr_step=step)
+        weights = {"updates": 0, "weights": model.state_dict()}
+        settings = {"data_config": asdict(config), "generator_config": asdict(model.config)}
+        save_checkpoint(home / f"Data/SavedModels/daily_x{scale}.pth", {**settings, "ema": weights})
     return home
 
 
