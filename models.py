@@ -330,6 +330,7 @@ class Generator(nn.Module):
 
         noise (N, C, h, w): the trunk's; None without noise channels. maps: static fields, as forward.
         """
+        noise = self._in_use(noise, 0)
         x, ground = self._transformed(lr) - self.centre, self._ground(lr.shape[-2:], maps)
         where = None if ground is None else F.avg_pool2d(ground, self.scale).expand(len(x), -1, -1, -1)
         return F.pad(x, (self.net.halo,) * 4, mode="replicate"), self.net.trunk(_joined(x.dtype, x, where, noise))
@@ -345,7 +346,13 @@ class Generator(nn.Module):
         around = (..., slice(r0, r1 + 2 * self.net.halo), slice(c0, c1 + 2 * self.net.halo))
         ground = self._ground([n - 2 * self.net.halo for n in x.shape[-2:]], maps)
         known = None if ground is None else self._at_stages(ground, crop, len(noise))
+        noise = [self._in_use(drawn, min(k, 1)) for k, drawn in enumerate(noise)]
         return self.net.stages(features[around], x[around], noise, known)
+
+    def _in_use(self, noise, part):
+        """Noise as it is given to the network: times a factor of config.noise_scale, but not in training."""
+        factor = 1.0 if self.training else self.config.noise_scale[part]
+        return noise if noise is None or factor == 1 else noise * factor
 
     def finish(self, lr, detail, crop):
         """Rain (N, 1, H, W), mm, from detail of any grid: the interpolated input added, non-negative, conserved."""

@@ -19,6 +19,7 @@ import models
 from utils import DataError
 
 SAVING = 0.03  # minutes kept for the last checkpoint and the export
+FITTING = 0.1  # share of the minutes kept for fitting the noise
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 __all__ = ["Clock", "Group"]
@@ -95,7 +96,10 @@ class Clock:
         """Begin the next of `number` models that are still to be trained: each has an equal share of what is left."""
         self.started = time.monotonic()
         self.minutes = None if self.allowed is None else (self.allowed - (self.started - self.began) / 60) / number
-        self.reserve, self.validated, self.one = 0.0, 0.0, 0.0  # minutes: kept for the end, of all validations, of one
+        self.validated, self.one = 0.0, 0.0  # minutes: of all validations, of one
+        self.reserve = self.fitting = FITTING * (
+            self.minutes or 0.0
+        )  # kept for the end, and for fitting the noise there
 
     @contextlib.contextmanager
     def validation(self, share=1.0):
@@ -104,7 +108,7 @@ class Clock:
         yield
         self.validated += self.elapsed - began
         self.one = (self.elapsed - began) / share
-        self.reserve = self.one + SAVING
+        self.reserve = self.one + self.fitting + SAVING
 
     @property
     def elapsed(self):

@@ -134,6 +134,8 @@ class GeneratorConfig:
         "the largest first", group=NETWORK, low=0, high=256)
     noise_channels: int = option(2, "random fields joined at each grid; 0: one field without randomness (SRResNet)",
         group=NETWORK, low=0, high=4096)
+    noise_scale: tuple = option((1.0, 1.0), "factors of the noise in use, found after training: of trunk and first "
+        "stage, of the others", low=0, high=10)
     directed: bool = option(True, "lay the noise along lines, too, that follow a flow (models.DirectedNoise)")
     norm: str = option("none", "none, or batch for batch normalisation (it disturbs amounts)",
         choices=("none", "batch"))

@@ -29,15 +29,14 @@ import critic
 import datasets
 import limits
 import models
-import realism
 import static
 import utils
-import verification
-from processes import Clock, Group
+from processes import SAVING, Clock, Group
 from settings import RECIPES, GeneratorConfig, TrainConfig, given
 from threads import Threads
 from utils import AverageMeter, DataError, log
-from windows import Windows
+from validation import Validator, assess, draw_windows, merit
+from windows import Windows, window_sides
 
 WARM_UP = 200  # steps of linear warm-up; the length of a run with --max-minutes is first fitted after them
 REFIT = 20  # steps after which that length is fitted again: the pace of a shared machine changes
@@ -117,8 +116,12 @@ def _train(config, path, args, group, clock):
             judge()
     bar.close()
     clock.reserve = 0.0
-    if state.judged != state.step and not group.largest(clock.signal or 0):  # a signal leaves no time
-        judge()
+    if not group.largest(clock.signal or 0):  # a signal leaves no time
+        if state.judged != state.step:
+            judge()
+        if state.step > began[1]:
+            clock.reserve = SAVING
+            state.noise_scale, state.saved = validator.calibrate(state, lambda: group.largest(clock.over)), None
     if group.rank == 0:
         board.close()
         finish(state, path, args.export)
@@ -239,6 +242,10 @@ class State:
     """
 
     def __init__(self, config, train, shape, args, group):
+        self.noise_scale, shape = (
+            shape.noise_scale,
+            replace(shape, noise_scale=(1.0, 1.0)),
+        )  # for use, not to train with
         self.config, self.train, self.shape, self.group = config, train, shape, group
         torch.manual_seed(train.seed)
         self.generator, self.discriminator = models.Generator(shape), models.CRITICS[train.critic]()
@@ -320,7 +327,7 @@ class State:
         """Everything that resuming, and stages 3 and 4, need: plain tensors and plain Python."""
         return {
             "data_config": asdict(self.config),
-            "generator_config": asdict(self.shape),
+            "generator_config": asdict(replace(self.shape, noise_scale=self.noise_scale)),
             "train_config": asdict(self.train),
             "region_cells": self.region_cells,
             "generator": self.generator.state_dict(),
@@ -527,16 +534,6 @@ def averaged_model(generator, decay):
 
 
 # ---------------------------------------------------------------- windows
-
-
-def window_sides(train, config, coarse=False):
-    """Sides in LR cells: (of the crop that is made, (smallest, largest) of what is seen; None: the whole region).
-
-    A coarse step makes twice the side, with as many cells around it.
-    """
-    crop = train.crop and max(1, round(train.crop / config.scale))
-    sides = tuple(side * max(crop, 1) + coarse * crop for side in train.window) or None
-    return crop * (1 + coarse), sides
 
 
 class WindowLoader:
@@ -754,95 +751,6 @@ def fit_length(state, clock, began, whole):
         )
 
 
-# ---------------------------------------------------------------- validation
-
-
-class Validator:
-    """Scores a generator on windows of held-out days, or of the held-out columns of a short list."""
-
-    def __init__(self, state, dataset, maps=None):
-        train, (crop, sides) = state.train, window_sides(state.train, state.config)
-        part = "valid" if train.valid_share else "train"
-        common = {  # whole windows' worth of crops, as they are
-            "sides": (sides[1],) * 2 if sides else None,
-            "crop": 2 * crop if sides else 0,
-            "part": part,
-            "valid_share": train.valid_share,
-            "turn": False,
-            "maps": maps,
-        }
-        self.held_out = Windows(dataset, seed=train.seed, **common) if train.valid_share else None
-        self.shown = None  # (lr, hr, members, box) of the first window, for pictures
-
-    def validate(self, state):
-        """Scores of the averaged generator on held-out windows; {} where nothing is held out."""
-        if not self.held_out:
-            return {}
-        windows = draw_windows(self.held_out, state.train.valid_windows, state.group)
-        scores, self.shown = assess(state.averaged.module, windows, state.group)
-        return scores
-
-
-def draw_windows(windows, count, group):
-    """This process's part of `count` windows to score: [(lr, hr, box, number, maps or None)]."""
-    first, number = group.share(max(count, group.size))
-    drawn = ((windows.batch(k, 1), k) for k in range(first, first + number))
-    return [
-        (
-            *map(torch.from_numpy, (batch["lr"], batch["hr"])),
-            batch["box"],
-            k,
-            None if batch["maps"] is None else torch.from_numpy(np.ascontiguousarray(batch["maps"])),
-        )
-        for batch, k in drawn
-    ]
-
-
-def merit(scores):
-    """What the best checkpoint has least of: CRPS over bilinear's error, and what is unlike real rain.
-
-    A hundredth for each dB of the spectrum, and a fiftieth for each factor e of the seams and of both streaks.
-    """
-    unlike = [abs(math.log(max(scores[k], 1e-3))) for k in ("seams", "streaks_fine", "streaks_broad")]
-    return scores["ratio"] + 0.01 * scores["lsd_db"] + 0.02 * sum(u for u in unlike if math.isfinite(u))
-
-
-@torch.no_grad()
-def assess(net, windows, group, members=4):
-    """Score a generator on windows of draw_windows.
-
-    Returns: ({"crps" and "mae_bilinear", mm; their "ratio"; "lsd_db", the distance of the spectra; "p999_ratio", 99.9 %
-        quantile over the truth's; "seams", "streaks_fine", "streaks_broad" over the truth's, NaN where windows are too
-        small}, (lr, hr, members, box) of the first window).
-    """
-    device, scale = group.device, net.scale
-    sums, spectra, counts, textures, shown = torch.zeros(3, dtype=torch.float64), [], [], [], None
-    for lr, hr, box, k, maps in windows if group.rank else utils.progress(windows, "validating"):
-        lr, hr, (r0, r1, c0, c1) = lr.to(device), hr.to(device), box
-        maps = maps if maps is None else maps.to(device)
-        sources = [torch.Generator().manual_seed(1000 * k + m) for m in range(members)]
-        drawn = [net.draw_noise(1, lr.shape[-2:], box, source) for source in sources]
-        made = torch.stack([net(lr, [z if z is None else z.to(device) for z in noise], box, maps) for noise in drawn])
-        r0, r1, c0, c1 = (n * scale for n in box)
-        plain = F.interpolate(lr, scale_factor=scale, mode="bilinear")[..., r0:r1, c0:c1]
-        sums += torch.tensor([models.fair_crps(made, hr, (1,)).item(), F.l1_loss(plain, hr).item(), 1.0])
-        fields = torch.cat([hr[None], made])[:, 0, 0].cpu().numpy()  # (1 + M, H, W)
-        spectrum, count = verification.rapsd(fields), verification.histogram(fields.reshape(len(fields), -1))
-        power = max(spectrum[0, 1:].sum(), 1e-30) ** 0.5  # by the root of its power, or a few storms would rule
-        spectra.append([spectrum[0] / power, spectrum[1:].mean(0) / power]), counts.append([count[0], count[1:].sum(0)])
-        textures.append([realism.texture_sums(part, scale) for part in (fields[1:], fields[:1])])
-        shown = shown or (lr, hr, made, box)
-    both, bins, texture = (torch.from_numpy(np.sum(p, 0).astype(np.float64)) for p in (spectra, counts, textures))
-    group.mean([sums, both, bins, texture])
-    crps, mae = (sums[:2] / sums[2]).tolist()
-    truth, mine = verification.histogram_quantile(bins.numpy(), np.array([0.999]))[:, 0]
-    scores = {"crps": crps, "mae_bilinear": mae, "ratio": crps / max(mae, 1e-12)}
-    scores["lsd_db"] = verification.lsd(both[1].numpy(), both[0].numpy())
-    scores["p999_ratio"] = mine / max(truth, 1e-12)
-    return {**scores, **realism.texture_ratios(*texture.numpy())}, shown
-
-
-@torch.no_grad()
 # ---------------------------------------------------------------- what is said and shown
 
 

@@ -12,7 +12,17 @@ import numpy as np
 
 from utils import DataError
 
-__all__ = ["Windows"]
+__all__ = ["Windows", "window_sides"]
+
+
+def window_sides(train, config, coarse=False):
+    """Sides in LR cells: (of the crop that is made, (smallest, largest) of what is seen; None: the whole region).
+
+    A coarse step makes twice the side, with as many cells around it.
+    """
+    crop = train.crop and max(1, round(train.crop / config.scale))
+    sides = tuple(side * max(crop, 1) + coarse * crop for side in train.window) or None
+    return crop * (1 + coarse), sides
 
 
 class Windows:

@@ -619,3 +619,18 @@ def test_window_means_are_those_of_pooling(side):
         return F.avg_pool2d(x, side, max(1, side // 2))
 
     assert_same_with_gradients(lambda x: models.window_means(x, side), plain, some(2, 3, 20, 23))
+
+
+def test_noise_in_use_is_scaled_but_not_in_training():
+    torch.manual_seed(0)
+    net = Generator(GeneratorConfig(scale=8, channels=8, blocks=1, noise_scale=(2.0, 0.5)))
+    lr, box = 9 * torch.rand(1, 1, 4, 4), (1, 3, 0, 2)
+    drawn = net.draw_noise(1, (4, 4), box, source(1))
+    scaled = [noise * factor for noise, factor in zip(drawn, (2.0, 2.0, 0.5, 0.5), strict=True)]
+    plain = Generator(GeneratorConfig(scale=8, channels=8, blocks=1))
+    plain.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        assert torch.equal(net(lr, drawn, box), plain(lr, drawn, box))  # in training
+        net.eval(), plain.eval()
+        assert torch.equal(net(lr, drawn, box), plain(lr, scaled, box))
+        assert not torch.allclose(net(lr, drawn, box), plain(lr, drawn, box))

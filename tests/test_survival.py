@@ -34,6 +34,7 @@ from torch.utils.tensorboard import SummaryWriter
 import plots
 import training
 import utils
+import validation
 import verification
 
 KILLS = int(os.environ.get("KILLS", 6))
@@ -84,7 +85,7 @@ def simplify(number):
     for name in ("plot_maps", "plot_members", "plot_scores", "plot_qq"):
         setattr(plots, name, lambda *args, **kwargs: Figure(figsize=(1, 1)))
     if number == 2:
-        parts = (training, "train_step", 1), (training.Validator, "validate", 2), (utils, "save_checkpoint", 3)
+        parts = (training, "train_step", 1), (validation.Validator, "validate", 2), (utils, "save_checkpoint", 3)
         for owner, name, index in parts:
             setattr(owner, name, marked(getattr(owner, name), index))
 

@@ -20,8 +20,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import datasets
 import models
+import processes
+import settings
 import training
 import utils
+import validation
 from settings import TrainConfig
 from training import averaged_model
 from utils import DataError
@@ -115,13 +118,14 @@ def test_a_step_whose_gradients_overflow_in_fp16_is_left_out(home, adversarial):
     assert any(not torch.equal(p, old) for p, old in zip(state.generator.parameters(), first, strict=True))
 
 
-REAL = {"ratio": 0.6, "lsd_db": 0.0, "seams": 1.0, "streaks_fine": 1.0, "streaks_broad": 1.0}
+REAL = {"ratio": 0.6, "lsd_db": 0.0, "p999_ratio": 1.0, "seams": 1.0, "streaks_fine": 1.0, "streaks_broad": 1.0}
 
 
 def test_merit_prefers_real_texture_at_equal_crps():
-    merit = training.merit
+    merit = validation.merit
     assert merit(REAL) == 0.6
-    for name, value in (("lsd_db", 2.0), ("seams", 3.0), ("seams", 1 / 3), ("streaks_fine", 0.5), ("streaks_broad", 2)):
+    worse = [("lsd_db", 2.0), ("p999_ratio", 1.5), ("seams", 3.0), ("streaks_fine", 0.5), ("streaks_broad", 2)]
+    for name, value in worse:
         assert merit(REAL) < merit(REAL | {name: value}) < merit(REAL | {"ratio": 0.7})
     assert merit(REAL | {"seams": 3.0}) == pytest.approx(merit(REAL | {"seams": 1 / 3}))
     unlike = {"seams": 6.0, "streaks_fine": 0.1, "streaks_broad": 6.0, "lsd_db": 8.0}
@@ -136,6 +140,46 @@ def test_the_checkpoint_that_is_kept_has_the_least_merit():
         state.step += 1
         training.State.keep_best(state, scores)
     assert state.best_weights == {"updates": 2, "weights": {"w": 2.0}} and state.scores == REAL and state.judged == 4
+
+
+class Fitted:
+    """A generator whose members are best at noise times `best`, and a state that holds it."""
+
+    def __init__(self, monkeypatch, best, noise=2):
+        self.tried, self.group = [], types.SimpleNamespace(rank=0)
+        self.shape = settings.GeneratorConfig(scale=4, noise_channels=noise)
+        self.averaged, self.best_weights = types.SimpleNamespace(module=torch.nn.Linear(1, 1)), None
+
+        def assess(net, windows, group):
+            self.tried.append(net.config.noise_scale)
+            off = sum(abs(math.log(f / b)) for f, b in zip(net.config.noise_scale, best, strict=True))
+            return REAL | {"ratio": 0.6 + off, "crps": 1 + off, "spread_skill": 1.0}, None
+
+        monkeypatch.setattr(validation, "assess", assess)
+        monkeypatch.setattr(validation, "draw_windows", lambda windows, count, group: [count])
+
+    def fit(self, over=lambda: False):
+        validator = types.SimpleNamespace(windows=None, held_out=None)
+        return validation.Validator.calibrate(validator, self, over)
+
+
+@pytest.mark.parametrize("best", [(1.0, 1.0), (1.7, 1.3), (0.7, 1.0), (1.0, 2.4), (9.0, 0.1)])
+def test_the_noise_in_use_is_that_of_the_best_members(monkeypatch, capsys, best):
+    state = Fitted(monkeypatch, best)
+    found = state.fit()
+    for factor, wanted in zip(found, best, strict=True):
+        assert 1 / 1.1 <= factor / min(max(wanted, validation.LEAST), validation.MOST) <= 1.1
+    assert len(state.tried) == len(set(state.tried)) <= 24 and state.shape.noise_scale == (1.0, 1.0)
+    assert f"times {found[0]:g} (trunk and first stage) and {found[1]:g}: on windows of the training crps" in (
+        capsys.readouterr().out
+    )
+
+
+def test_the_noise_is_fitted_while_there_is_time_and_where_there_is_noise(monkeypatch):
+    state = Fitted(monkeypatch, (2.0, 2.0))
+    assert state.fit(over=lambda: len(state.tried) > 2) == (1.562, 1.0)
+    state = Fitted(monkeypatch, (2.0, 2.0), noise=0)
+    assert state.fit() == (1.0, 1.0) and not state.tried
 
 
 def test_it_is_said_when_the_weights_that_are_kept_are_not_the_last(capsys):
@@ -480,7 +524,7 @@ def test_stage_3_warns_of_members_that_simple_methods_beat(capsys, crps, worse):
 @pytest.mark.parametrize(("seconds", "window"), [(0.5, 0.2), (4.0, 2.0)])
 def test_max_minutes_is_kept_with_the_last_validation_inside(home, tmp_path, monkeypatch, seconds, window):
     """On a clock of its own: steps of 0.5 or 4 s, validations of 24 windows; 3 minutes are kept within a tenth."""
-    clock = types.SimpleNamespace(now=0.0, step=training.train_step, assess=training.assess)
+    clock = types.SimpleNamespace(now=0.0, step=training.train_step, assess=validation.assess)
 
     def train_step(state, loader):
         clock.now += seconds
@@ -490,9 +534,10 @@ def test_max_minutes_is_kept_with_the_last_validation_inside(home, tmp_path, mon
         clock.now += window * len(windows)
         return clock.assess(net, windows[:1], group, members)
 
-    monkeypatch.setattr(training, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(processes, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(training, "train_step", train_step)
     monkeypatch.setattr(training, "assess", assess)
+    monkeypatch.setattr(validation, "assess", assess)
     began = -10.0  # seconds before: imports and lists
     monkeypatch.setitem(stage(2)["main"].__globals__, "time", types.SimpleNamespace(monotonic=lambda: began))
     path = tmp_path / "m.pth"

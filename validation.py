@@ -1,0 +1,162 @@
+"""Scores a generator on windows that training does not see, and fits the noise that it is given in use.
+
+Reads    windows of the training files, through windows.py.
+Writes   messages.
+
+    validator = Validator(state, dataset)
+    scores = validator.validate(state)              # {} where nothing is held out
+    state.noise_scale = validator.calibrate(state)  # at the end of a training
+"""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import models
+import realism
+import utils
+import verification
+from utils import log
+from windows import Windows, window_sides
+
+TRIED = 6  # windows on which the noise is fitted
+STRIDES = (1.25, 1.1)  # of the search for its factors
+LEAST, MOST = 0.5, 3.0  # what they may become
+
+__all__ = ["Validator", "assess", "draw_windows", "merit"]
+
+
+class Validator:
+    """Scores a generator on windows of held-out days, or of the held-out columns of a short list."""
+
+    def __init__(self, state, dataset, maps=None):
+        train, (crop, sides) = state.train, window_sides(state.train, state.config)
+        part = "valid" if train.valid_share else "train"
+        common = {  # whole windows' worth of crops, as they are
+            "sides": (sides[1],) * 2 if sides else None,
+            "crop": 2 * crop if sides else 0,
+            "part": part,
+            "valid_share": train.valid_share,
+            "turn": False,
+            "maps": maps,
+        }
+        self.windows = Windows(dataset, seed=train.seed, **common)
+        self.held_out = self.windows if train.valid_share else None
+        self.shown = None  # (lr, hr, members, box) of the first window, for pictures
+
+    def validate(self, state):
+        """Scores of the averaged generator on held-out windows; {} where nothing is held out."""
+        if not self.held_out:
+            return {}
+        windows = draw_windows(self.held_out, state.train.valid_windows, state.group)
+        scores, self.shown = assess(state.averaged.module, windows, state.group)
+        return scores
+
+    def calibrate(self, state, over):
+        """Fit the factors of the noise in use: those with the least merit on held-out windows.
+
+        A network that has seen few days, and a critic, leave members too much alike on other days: in training they
+        differ as they should. Factors: of the noise of trunk and first stage, by which members differ over cells, and
+        of the others. Each in turn is moved while that helps, in smaller strides the second time. Where nothing is
+        held out, windows of the training are taken.
+
+        Args: state: State, whose best weights are used. over: function, True where no time is left.
+        Returns: (coarse, fine), the factors; (1.0, 1.0) for a generator without noise.
+        """
+        factors = (1.0, 1.0)
+        if not state.shape.noise_channels:
+            return factors
+        net = copy.deepcopy(state.averaged.module)
+        if state.best_weights:
+            net.load_state_dict(state.best_weights["weights"])
+        windows = draw_windows(self.windows, TRIED, state.group)
+
+        def tried(factors):
+            net.config = replace(state.shape, noise_scale=factors)
+            scores, _ = assess(net, windows, state.group)
+            return merit(scores), scores
+
+        first = best = tried(factors)
+        for stride, part in ((stride, part) for stride in STRIDES for part in (0, 1)):
+            for factor in (stride, 1 / stride):
+                before = factors
+                while not over():
+                    moved = tuple(round(f * factor, 3) if k == part else f for k, f in enumerate(factors))
+                    found = tried(moved) if LEAST <= moved[part] <= MOST else (math.inf, {})
+                    if found[0] >= best[0]:
+                        break
+                    factors, best = moved, found
+                if factors != before:
+                    break
+        said = ", ".join(f"{name} {first[1][name]:.3g} to {best[1][name]:.3g}" for name in ("crps", "spread_skill"))
+        where = "held-out windows" if self.held_out else "windows of the training"
+        if not state.group.rank:
+            log(f"noise in use times {factors[0]:g} (trunk and first stage) and {factors[1]:g}: on {where} {said}")
+        return factors
+
+
+def draw_windows(windows, count, group):
+    """This process's part of `count` windows to score: [(lr, hr, box, number, maps or None)]."""
+    first, number = group.share(max(count, group.size))
+    drawn = ((windows.batch(k, 1), k) for k in range(first, first + number))
+    return [
+        (
+            *map(torch.from_numpy, (batch["lr"], batch["hr"])),
+            batch["box"],
+            k,
+            None if batch["maps"] is None else torch.from_numpy(np.ascontiguousarray(batch["maps"])),
+        )
+        for batch, k in drawn
+    ]
+
+
+def merit(scores):
+    """What the best checkpoint has least of: CRPS over bilinear's error, and what is unlike real rain.
+
+    A hundredth for each dB of the spectrum, a tenth for each factor e of the 99.9 % quantile, and a fiftieth for each
+    of the seams and of both streaks.
+    """
+    weights = {"p999_ratio": 0.1, "seams": 0.02, "streaks_fine": 0.02, "streaks_broad": 0.02}
+    unlike = [weight * abs(math.log(max(scores[name], 1e-3))) for name, weight in weights.items()]
+    return scores["ratio"] + 0.01 * scores["lsd_db"] + sum(u for u in unlike if math.isfinite(u))
+
+
+@torch.no_grad()
+def assess(net, windows, group, members=4):
+    """Score a generator on windows of draw_windows.
+
+    Returns: ({"crps" and "mae_bilinear", mm; their "ratio"; "lsd_db", the distance of the spectra; "p999_ratio", 99.9 %
+        quantile over the truth's; "spread_skill", the members' spread over the error of their mean; "seams",
+        "streaks_fine", "streaks_broad" over the truth's, NaN where windows are too small}, (lr, hr, members, box) of
+        the first window).
+    """
+    device, scale = group.device, net.scale
+    sums, spectra, counts, textures, shown = torch.zeros(5, dtype=torch.float64), [], [], [], None
+    for lr, hr, box, k, maps in windows if group.rank else utils.progress(windows, "validating"):
+        lr, hr, (r0, r1, c0, c1) = lr.to(device), hr.to(device), box
+        maps = maps if maps is None else maps.to(device)
+        sources = [torch.Generator().manual_seed(1000 * k + m) for m in range(members)]
+        drawn = [net.draw_noise(1, lr.shape[-2:], box, source) for source in sources]
+        made = torch.stack([net(lr, [z if z is None else z.to(device) for z in noise], box, maps) for noise in drawn])
+        r0, r1, c0, c1 = (n * scale for n in box)
+        plain = F.interpolate(lr, scale_factor=scale, mode="bilinear")[..., r0:r1, c0:c1]
+        spread, error = (1 + 1 / members) * made.var(0).mean(), F.mse_loss(made.mean(0), hr)  # Fortin et al. 2014
+        sums += torch.tensor([models.fair_crps(made, hr, (1,)), F.l1_loss(plain, hr), spread, error, 1.0])
+        fields = torch.cat([hr[None], made])[:, 0, 0].cpu().numpy()  # (1 + M, H, W)
+        spectrum, count = verification.rapsd(fields), verification.histogram(fields.reshape(len(fields), -1))
+        power = max(spectrum[0, 1:].sum(), 1e-30) ** 0.5  # by the root of its power, or a few storms would rule
+        spectra.append([spectrum[0] / power, spectrum[1:].mean(0) / power]), counts.append([count[0], count[1:].sum(0)])
+        textures.append([realism.texture_sums(part, scale) for part in (fields[1:], fields[:1])])
+        shown = shown or (lr, hr, made, box)
+    both, bins, texture = (torch.from_numpy(np.sum(p, 0).astype(np.float64)) for p in (spectra, counts, textures))
+    group.mean([sums, both, bins, texture])
+    crps, mae, spread, error = (sums[:4] / sums[4]).tolist()
+    truth, mine = verification.histogram_quantile(bins.numpy(), np.array([0.999]))[:, 0]
+    scores = {"crps": crps, "mae_bilinear": mae, "ratio": crps / max(mae, 1e-12)}
+    scores["lsd_db"] = verification.lsd(both[1].numpy(), both[0].numpy())
+    scores["p999_ratio"], scores["spread_skill"] = mine / max(truth, 1e-12), (spread / max(error, 1e-12)) ** 0.5
+    return {**scores, **realism.texture_ratios(*texture.numpy())}, shown
