@@ -23,7 +23,6 @@ import verification
 from utils import log
 from windows import Windows, window_sides
 
-TRIED = 6  # windows on which the noise is fitted
 STRIDES = (1.25, 1.1)  # of the search for its factors
 LEAST, MOST = 0.5, 3.0  # what they may become
 
@@ -73,7 +72,7 @@ class Validator:
         net = copy.deepcopy(state.averaged.module)
         if state.best_weights:
             net.load_state_dict(state.best_weights["weights"])
-        windows = draw_windows(self.windows, TRIED, state.group)
+        windows = draw_windows(self.windows, state.train.valid_windows, state.group)
 
         def tried(factors):
             net.config = replace(state.shape, noise_scale=factors)

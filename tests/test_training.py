@@ -149,6 +149,7 @@ class Fitted:
         self.tried, self.group = [], types.SimpleNamespace(rank=0)
         self.shape = settings.GeneratorConfig(scale=4, noise_channels=noise)
         self.averaged, self.best_weights = types.SimpleNamespace(module=torch.nn.Linear(1, 1)), None
+        self.train = TrainConfig()
 
         def assess(net, windows, group):
             self.tried.append(net.config.noise_scale)
