@@ -19,7 +19,7 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from scipy.ndimage import binary_dilation, gaussian_filter
+from scipy.ndimage import binary_dilation, gaussian_filter1d
 
 from threads import Threads, allowed_cores
 from utils import progress
@@ -92,7 +92,8 @@ class Realism:
         self.longest = max(self.longest, min(truth.shape))
         with ThreadPoolExecutor(min(2, allowed_cores())) as pool:
             texture = pool.map(lambda members: _row_sums(members, self.scale), rows.values())
-            found = pool.map(lambda members: direction_sums(truth, members), rows.values())
+            real = _block_directions(truth)
+            found = pool.map(lambda members: _direction_sums(real, members), rows.values())
             for name, sums, errors in zip(rows, texture, found, strict=True):
                 self.texture[name] = self.texture.get(name, 0) + sums
                 self.directions[name] = self.directions.get(name, 0) + errors
@@ -240,7 +241,8 @@ def coherence_sums(fields, sigma, gather):
         present = np.isfinite(field)
         a, b, c = (_gathered(part, gather) for part in _tensor(field, present, sigma))
         trace = a + c
-        use = ((field > WET) & ~binary_dilation(~present, iterations=GAP))[::4, ::4] & (trace > 1e-9)
+        near = present if present.all() else ~binary_dilation(~present, iterations=GAP)
+        use = ((field > WET) & near)[::4, ::4] & (trace > 1e-9)
         sums += np.hypot(a - c, 2 * b)[use].sum(dtype=np.float64), trace[use].sum(dtype=np.float64)
     return sums
 
@@ -248,8 +250,36 @@ def coherence_sums(fields, sigma, gather):
 def _tensor(field, present, sigma):
     """The structure tensor's parts xx, xy and yy (H, W) of log rain, a missing pixel taken as dry."""
     rain = np.log10(1 + 10 * np.where(present, field, 0)).astype(np.float32)
-    gy, gx = (gaussian_filter(rain, sigma, order=order) for order in ((1, 0), (0, 1)))
+    gy, gx = (_smoothed(_smoothed(rain, sigma, b).T, sigma, a).T for b, a in ((1, 0), (0, 1)))
     return gx * gx, gx * gy, gy * gy
+
+
+def _smoothed(field, sigma, order):
+    """gaussian_filter1d down the columns of a float32 field, as products with a band of its weights: a third of the
+    time for wide Gaussians."""
+    weights, reach = _band(sigma, order)
+    rows, size = len(field), len(weights)
+    wide = np.pad(field, ((reach, reach), (0, 0)), "symmetric")
+    parts = [slice(k, min(k + size, rows)) for k in range(0, rows, size)]
+    return np.concatenate(
+        [
+            weights[: p.stop - p.start, : p.stop - p.start + 2 * reach] @ wide[p.start : p.stop + 2 * reach]
+            for p in parts
+        ]
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _band(sigma, order, size=256):
+    """Weights (size, size + 2 reach) of gaussian_filter1d for `size` rows and `reach` rows on each side; and reach."""
+    reach = int(4 * sigma + 0.5)
+    impulse = np.zeros(4 * reach + 1)
+    impulse[2 * reach] = 1
+    kernel = gaussian_filter1d(impulse, sigma, order=order)[reach : 3 * reach + 1][::-1]
+    matrix = np.zeros((size, size + 2 * reach), np.float32)
+    for k in range(size):
+        matrix[k, k : k + len(kernel)] = kernel
+    return matrix, reach
 
 
 def _gathered(field, gather):
@@ -291,7 +321,12 @@ def directions(truth, members):
 
 def direction_sums(truth, members):
     """Energy score of the members (M, H, W), that of no direction, and number of wet blocks of (H, W): (3,) float64."""
-    real, use = _block_directions(np.asarray(truth))
+    return _direction_sums(_block_directions(np.asarray(truth)), members)
+
+
+def _direction_sums(truth, members):
+    """direction_sums, of what _block_directions found in the truth."""
+    real, use = truth
     made = [_block_directions(np.asarray(member))[0] for member in members]
 
     def far(one, two):

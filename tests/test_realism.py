@@ -5,9 +5,10 @@ import importlib.util
 
 import numpy as np
 import pytest
-from scipy.ndimage import binary_dilation, gaussian_filter
+from scipy.ndimage import binary_dilation, gaussian_filter, gaussian_filter1d
 from test_verification import block_mean, needs_tools, tool
 
+import realism
 from realism import (
     KEYS,
     STREAKS,
@@ -227,3 +228,11 @@ def test_small_domains_are_blank_with_a_reason():
         "directions: 1 of at least 8 wet blocks of 64 pixels",
     ):
         assert words in text, words
+
+
+@pytest.mark.parametrize("shape", [(500, 300), (40, 257)])
+@pytest.mark.parametrize("order", [0, 1])
+def test_smoothing_by_a_band_of_weights_is_the_gaussian_filter(shape, order):
+    field = np.random.default_rng(0).random(shape).astype(np.float32)
+    plain = gaussian_filter1d(field.astype(np.float64), 6, axis=0, order=order)
+    np.testing.assert_allclose(realism._smoothed(field, 6, order), plain, atol=1e-6)
