@@ -24,10 +24,18 @@ RAIN = re.compile("precip|rain(?!bow)|prcp|niederschlag|pluie|lluvia|降水|降�
 PART = re.compile(  # words that speak of a part of the rain, or of a figure about it
     r"(?<!non.)convective|large.?scale|stratiform|snow|graupel|\bhail|freezing|error(?!.{0,3}correct)|uncertaint|"
     r"quality (?:index|flag|code)|\bflag|probab|anomal|percentile|quantile|\bmaximum|\bminimum|deviation|"
-    r"frequency of|duration|number of|evapo|climatolog(?!y (?:project|cent))",
+    r"frequency of|duration|number of|evapo|climatolog(?!y (?:project|cent))|"
+    r"precipitable|\bcontent\b|water path|\bcolumn|intercept|throughfall|deficit|excess|erosivity|antecedent|"
+    r"spread|variance|median|interquartile|\bnormals?\b|\bbias(?![ _-]?(?:correct|adjust))|\bcounts?\b|"
+    r"difference|increment|tendency|trend|\bchange|return (?:level|period)|\blog(?:10|arithm)?\b|\w+ root of",
     re.I,
 )
-MANY_DAYS = re.compile(r"\b(monthly|seasonal|annual|yearly|dekad|decad|pentad|weekly|month|year)", re.I)
+MANY_DAYS = re.compile(
+    r"\b(monthly|season|annual|yearly|dekad|decad|pentad|weekly|month|year)|since (?:the )?\d* ?(?:"
+    "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)",
+    re.I,
+)
+METHODS = ("sum", "mean", "point", "average")  # of cell_methods that leave rain; in space without the sum
 OTHER = re.compile(  # words that speak of something else, where none speaks of rain
     "temperature|pressure|wind|humidity|vapou?r|evapo|snow|hail|graupel|cloud|radiation|soil|"
     "geopotential|height|visibility|run.?off|column|heat|latitude|longitude|ozone|elevation|orography|error|quality",
@@ -107,11 +115,13 @@ def refuse_other(field):
     """Raise DataError where a field says that it is no total of rain, whatever its name and units."""
     words = other_quantity(field)
     if not words:
-        for kind, within in re.findall(
-            r"time: *(\w+)((?: +(?:within|over) +\w+)?)", text_of(field.attrs, "cell_methods")
-        ):
-            if kind not in ("sum", "mean", "point", "average") or "over" in within:
+        text = re.sub(r"\([^()]*\)", "", text_of(field.attrs, "cell_methods"))
+        for axes, kind, within in re.findall(r"((?:\w+: *)+)(\w+)((?: +(?:within|over) +\w+)?)", text):
+            known = METHODS if "time:" in axes else METHODS[1:]
+            if kind not in known or "time:" in axes and "over" in within:
                 words = f"cell_methods {shown(field.attrs['cell_methods'])!r}"
+    if not words and {"flag_values", "flag_masks", "flag_meanings"} & set(field.attrs):
+        words = next(f"{key} (codes)" for key in field.attrs if key.startswith("flag_"))
     time = next((field.coords.variables[name] for name in ("time", "valid_time") if name in field.coords), None)
     if not words and time is not None and "climatology" in time.attrs:
         words = "a time with climatology bounds (a mean over years)"

@@ -50,6 +50,7 @@ from utils import DataError, shown, stamp, when
 
 RAIN_NAMES = ("tp", "pr", "prcp", "precip", "precipitation", "tp_sum")
 MORE_NAMES = ("precipitationcal", "tot_prec", "apcp", "apcp_surface", "rr", "pre", "prec", "ppt", "rain", "rainfall")
+NO_NODES = r"projection|rotated|index|grid_|co-?lat|magnetic|corner|\bedge|\bleft|\bright"  # of degrees of cell centres
 LAT_NAMES, LON_NAMES = ("lat", "latitude", "y"), ("lon", "longitude", "x")
 JUMP = 20.0  # ratio of neighbouring maxima of files without units: above it metres stand beside millimetres
 CODE = 100.0  # mm; from here on an amount that many cells share exactly is taken for a code for missing
@@ -111,6 +112,7 @@ def canonical(field, path=None, units=None, dataset=None, undecided=None, period
     name = str(path) if path else "the field"
     try:
         refuse_other(field)
+        _refuse_packing(field)
         values, lats, lons = lay_out(field, dataset)
         bounds = time_bounds(field, dataset)
         time, reference = _field_times(field, path, bounds)
@@ -150,7 +152,10 @@ def opened(path):
 
     try:
         refuse_other_files(path)
-        return xr.open_dataset(path, **_open_options())
+        dataset = xr.open_dataset(path, **_open_options())
+        clocks = {"time", "valid_time", "forecast_reference_time"} & set(dataset.data_vars)
+        alone = [name for name in clocks if dataset[name].ndim == 0]
+        return dataset.set_coords(alone) if alone else dataset  # also where no attribute `coordinates` names them
     except DataError:
         raise
     except Exception as error:  # every backend raises its own kinds for a damaged file
@@ -284,7 +289,10 @@ def _axis(field, names, standard, direction):
             said["standard_name"] not in (*NOTHING, standard)
             or said["axis"] not in ("", direction.lower())
             or said["units"] not in (*NOTHING, "degree", "degrees", *own)
-            or re.search(f"{other}|projection|rotated|index|grid_", said["long_name"])
+            or re.search(NO_NODES, said["long_name"])
+            or re.search(other, said["long_name"])
+            or said["standard_name"] in NOTHING
+            and str(dim).lower() in (other, other[:3])
         ):
             continue
         if said["standard_name"] == standard or said["axis"] or said["units"] in own:
@@ -374,6 +382,21 @@ def lay_out(field, dataset=None):
     return values, lats, lons
 
 
+def _refuse_packing(field):
+    """Raise DataError where a field's packing makes one value of all, or its fill value missing cells of dry ones."""
+    scale, offset = (np.ravel(field.encoding.get(key, n))[0] for key, n in (("scale_factor", 1), ("add_offset", 0)))
+    if scale == 0:
+        raise DataError(f"scale_factor {scale} makes {offset} of every value; expected another number")
+    for key in ("_FillValue", "missing_value"):
+        codes = np.ravel(field.encoding.get(key, np.nan))
+        if codes.dtype.kind in "iuf" and (codes * scale + offset == 0).any() and np.isnan(field.values).any():
+            raise DataError(
+                f"{key} {codes[0]} stands for 0 mm, so dry cells count as missing; expected a code that no rain has: "
+                "take the attribute away, for example with ncatted -a "
+                f"{key},{shown(field.name or 'tp')},d,, FILE"
+            )
+
+
 def _middles(nodes, dim, dataset):
     """The middles of the cells that a coordinate's bounds give; the nodes themselves where it has no bounds.
 
@@ -435,8 +458,9 @@ def axes_of(field, dataset=None):
         words = dict.fromkeys(field.dims, "no coordinate")
         for dim in words.keys() & field.coords.keys():
             attrs = field.coords.variables[dim].attrs
-            words[dim] = " ".join(str(attrs[key]) for key in ("standard_name", "axis", "units") if key in attrs)
-        there = ", ".join(f"{shown(dim)} ({shown(about, 40)})" for dim, about in words.items())
+            told = ("standard_name", "axis", "units", "long_name")
+            words[dim] = " ".join(str(attrs[key]) for key in told if key in attrs)
+        there = ", ".join(f"{shown(dim)} ({shown(about)})" for dim, about in words.items())
         raise DataError(
             f"{field.name or 'field'} has dimensions {there or 'none'}; expected latitude and longitude in degrees, "
             f"each with a coordinate; {_regrid(field, dataset)}"
@@ -444,6 +468,8 @@ def axes_of(field, dataset=None):
     for name, what in ((field.name, field), *((dim, field.coords.variables[dim]) for dim in (lat, lon))):
         if what.dtype.kind not in "fiu":
             raise DataError(f"{name} holds {what.dtype}, expected numbers")
+        if name in (lat, lon) and what.dims != (name,):
+            raise DataError(f"{shown(name)} lies on dimensions {shown(what.dims)}, expected its own: {shown(name)}")
     if (
         not field.coords.variables[lat].attrs
         and not field.coords.variables[lon].attrs
@@ -528,6 +554,13 @@ def _field_times(field, path=None, bounds=None):
     stated = [time]
     if bounds and bounds.begin is not None:
         stated += [bounds.begin, bounds.end]
+        half = np.timedelta64(12, "h")
+        if not bounds.begin - half <= time <= bounds.end + half:
+            raise DataError(
+                f"its time is {when(time)}, and {shown(bounds.name)} gives {when(bounds.begin)} to {when(bounds.end)}; "
+                "expected a time within its bounds: take the wrong one away, for example with ncks -x -v "
+                f"{shown(bounds.name)} IN OUT"
+            )
         time = bounds.begin if time >= bounds.end else time
     if named and named[0].astype("M8[D]") not in [t.astype("M8[D]") for t in stated]:
         raise DataError(_disagreement(named[0], stated))

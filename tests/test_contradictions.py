@@ -4,6 +4,7 @@ Each kind has one rule, said before its tests; tests/test_bad_input.py has the c
 """
 
 import argparse
+import copy
 import ctypes
 import dataclasses
 import json
@@ -705,3 +706,118 @@ def test_a_name_is_utf_8_whatever_the_locale(tmp_path):
     plain |= {"PYTHONIOENCODING": "utf-8:backslashreplace"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=plain, capture_output=True, text=True)
     assert "cannot be read as NetCDF" in done.stdout and "UTF-8" not in done.stdout, done.stdout + done.stderr
+
+
+# ---------------------------------------------------------------- what words, methods, packing and axes say is heard
+
+
+WORDS = [  # quantities in mm that are no total of rain
+    *("precipitable water", "total column precipitable water", "rain water path", "column rain water content"),
+    *("ensemble spread of total precipitation", "variance of precipitation", "median of precipitation"),
+    *("interquartile range of precipitation", "bias of precipitation", "difference of precipitation of two runs"),
+    *("increment of precipitation by assimilation", "precipitation normal 1991-2020", "rain gauge count"),
+    *("accumulated precipitation since 1 August", "cumulative rainfall since start of season", "rainfall deficit"),
+    *("month-to-date precipitation", "antecedent precipitation index", "log of precipitation", "rain erosivity"),
+    *("100-year return level of daily precipitation", "rainfall interception", "square root of precipitation"),
+]
+STANDARD = [
+    *("atmosphere_mass_content_of_rain", "change_over_time_in_precipitation_amount"),
+    "tendency_of_atmosphere_mass_content_of_water_due_to_precipitation",
+]
+METHODS = [
+    *("area: maximum time: sum", "realization: standard_deviation time: sum", "realization: maximum", "area: sum"),
+    *("time: minimum", "time: sum within days time: mean over days"),
+]
+FLAGS = {"flag_values": np.arange(3), "flag_meanings": "dry light heavy"}
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        *({"long_name": words} for words in WORDS),
+        *({"standard_name": words} for words in STANDARD),
+        *({"cell_methods": words} for words in METHODS),
+        FLAGS,
+    ],
+    ids=lambda attrs: str(next(iter(attrs.values()))),
+)
+def test_what_is_no_total_of_rain_is_refused_though_its_unit_is_mm(tmp_path, attrs):
+    path = odd_file(tmp_path / "2023_08_01.nc", {"tp": dict(attrs)})
+    records, (fault,) = inspect_files([str(path)])
+    assert not records and fault.startswith(f"{path}: ") and next(iter(attrs)) in fault or "month or more" in fault
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"long_name": "Total precipitation accumulated over 24 hours"},
+        {"long_name": "bias-corrected daily precipitation"},
+        {"long_name": "NOAA Climate Data Record of PMW-IR merged precipitation"},
+        {"long_name": "daily total precipitation (rain + melted snow)"},
+        {"cell_methods": "area: mean time: sum"},
+        {"cell_methods": "lat: lon: mean time: sum (interval: 1 hour comment: max of gauges)"},
+        {"cell_methods": "time: sum realization: mean"},
+    ],
+    ids=lambda attrs: next(iter(attrs.values())),
+)
+def test_what_is_a_total_of_rain_is_read(tmp_path, attrs):
+    path = odd_file(tmp_path / "2023_08_01.nc", {"tp": dict(attrs)})
+    np.testing.assert_array_equal(read_field(path).values, FIELD)
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({"tp": {"_FillValue": np.float32(0)}}, "_FillValue 0.0 stands for 0 mm, so dry cells count as missing"),
+        ({"tp": {"missing_value": np.float32(0)}}, "missing_value 0.0 stands for 0 mm"),
+        ({"tp": {"scale_factor": 0.0}}, "scale_factor 0.0 makes 0 of every value"),
+        ({"lat": {"long_name": "colatitude"}}, "expected latitude and longitude"),
+        ({"lat": {"long_name": "geomagnetic latitude"}}, "expected latitude and longitude"),
+        ({"lat": {"long_name": "latitude of lower left corner"}}, "latitude of lower left corner"),
+        ({"lat": {"long_name": "latitude, southern edge of the cell"}}, "southern edge of the cell"),
+        ({"lat": {"units": "degrees_east"}}, "expected latitude and longitude"),
+    ],
+)
+def test_packing_and_axes_that_mislead_are_refused(tmp_path, about, words):
+    path = odd_file(tmp_path / "2023_08_01.nc", copy.deepcopy(about))
+    with pytest.raises(DataError, match=f"{path}: .*{words}"):
+        read_field(path)
+
+
+def test_names_and_units_of_axes_that_are_swapped_are_refused(tmp_path):
+    axes = {"lat": ("f8", ("lat",), LAT, {"units": "degrees_east"}), "lon": ("f8", ("lon",), LON, {})}
+    axes["lon"] = ("f8", ("lon",), LON - 50, {"units": "degrees_north"})
+    tp = {"tp": ("f4", ("lat", "lon"), FIELD, {"units": "mm"})}
+    path = write_plain(tmp_path / "2023_08_01.nc", {"lat": 13, "lon": 15}, axes | tp)
+    with pytest.raises(DataError, match="lat .degrees_east., lon .degrees_north.*expected latitude and longitude"):
+        read_field(path)
+
+
+def test_a_coordinate_on_another_dimension_is_refused(tmp_path):
+    axes = {"lat": ("f8", ("lon",), LAT, {}), "lon": ("f8", ("lon",), LON[:13], {})}
+    tp = {"tp": ("f4", ("lat", "lon"), FIELD[:, :13], {"units": "mm"})}
+    path = write_plain(tmp_path / "2023_08_01.nc", {"lat": 13, "lon": 13}, axes | tp)
+    with pytest.raises(DataError, match="lat lies on dimensions .*lon.*, expected its own: lat"):
+        read_field(path)
+
+
+@pytest.mark.parametrize(
+    ("time", "bounds", "words"),
+    [
+        (0, (5, 6), "its time is 2023-08-01, and bnds gives 2023-08-06 to 2023-08-07; expected a time within"),
+        (31, None, "its name says 2023-08-01, its time coordinate 2023-09-01"),
+        (1e300, None, "is no date"),
+    ],
+)
+def test_a_scalar_time_that_nothing_names_is_heard(tmp_path, time, bounds, words):
+    variables = {
+        "lat": ("f8", ("lat",), LAT, {}),
+        "lon": ("f8", ("lon",), LON, {}),
+        "tp": ("f4", ("lat", "lon"), FIELD, {"units": "mm"}),
+        "time": ("f8", (), time, {"units": "days since 2023-08-01"} | ({"bounds": "bnds"} if bounds else {})),
+    }
+    if bounds:
+        variables["bnds"] = ("f8", ("nv",), bounds, {})
+    path = write_plain(tmp_path / "2023_08_01.nc", {"lat": 13, "lon": 15, "nv": 2}, variables)
+    with pytest.raises(DataError, match=words):
+        read_field(path)
