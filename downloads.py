@@ -12,6 +12,7 @@ gap; nothing is interpolated. Of each file only the slices of the day in work ar
 
 import argparse
 import math
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -739,7 +740,33 @@ def describe(lists):
     if any(one.differs(other) for one in periods.values() for other in periods.values()):
         words = ", ".join(f"{name} {period.words}" for name, period in periods.items())
         odd.append(f"  NOTE: lists of different periods: {words}; a model of one is refused for the others")
+    odd += [f"  {words}" for words in _trained_on(lists)]
     return [*lines, *(f"  {line}" for line in table), *odd]
+
+
+def _trained_on(lists):
+    """Which evaluation days are training days of the same places, in words: scores on them are no test."""
+    times, edges = {}, {}
+    for record in lists.get("train", []):
+        times.setdefault(record["time"], []).append(record["extent"])
+    for extent in {r["extent"] for name in ("train", "eval") for r in lists.get(name, [])}:
+        edges[extent] = [float(n) for n in re.findall(r"-?[\d.]*\d(?:e[-+]?\d+)?", extent.replace("..", " "))]
+
+    def overlap(one, other):
+        (w, e, s, n), (west, east, south, north) = edges[one], edges[other]
+        return w < east and west < e and s < north and south < n
+
+    both = [
+        when(record["time"])
+        for record in lists.get("eval", [])
+        if any(overlap(record["extent"], extent) for extent in times.get(record["time"], ()))
+    ]
+    if both:
+        more = " ..." if both[5:] else ""
+        yield (
+            f"NOTE: {len(both)} evaluation days are training days of the same places, so that scores on them are no "
+            f"test: {', '.join(both[:5])}{more}"
+        )
 
 
 def _row(records):
@@ -763,6 +790,10 @@ def _odd(records):
     for found, words in ((twice, "times occur more than once"), gaps):
         if found:
             yield f"{len(found)} {words}: {', '.join(found[:5])}{' ...' if len(found) > 5 else ''}"
+    sums = Counter(r["checksum"] for r in records if r["maximum"] > 0)
+    if same := [r["path"] for r in records if sums[r["checksum"]] > 1 and r["maximum"] > 0]:
+        more = " ..." if same[5:] else ""
+        yield f"NOTE: {len(same)} files hold the same values as another: {', '.join(map(shown, same[:5]))}{more}"
     if len({r["step"] for r in records}) > 1 or len({r["archive"] for r in records if r["archive"]}) > 1:
         yield "NOTE: files of different steps or archives in one list"
     if len({r["variable"] for r in records}) > 1:

@@ -459,8 +459,9 @@ def load_generator(state, device="cpu"):
         raise ValueError(f"its settings need {least:,} weights or more, it holds {held:,}")
     generator = Generator(config)
     generator.load_state_dict(weights)
-    if not torch.isfinite(generator._transformed(torch.ones(1, 1, 1, 1))).all():
-        raise ValueError(f"transform {config.transform} makes no number of 1 mm ({config.transform_parameters})")
+    small, large = generator._transformed(torch.tensor([0.0, 1e4]).view(2, 1, 1, 1)).flatten()
+    if not (torch.isfinite(small) and torch.isfinite(large) and large > small):
+        raise ValueError(f"transform {config.transform} tells no amounts apart ({config.transform_parameters})")
     return generator.to(device).eval()
 
 

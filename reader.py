@@ -14,6 +14,7 @@ import contextlib
 import math
 import os
 import re
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
@@ -688,8 +689,9 @@ def inspect_files(paths, units="auto", period=None, valid_max=None):
     Args: paths: list of files. units: `auto` or one of UNITS. period: hours; None: as each file says, or their
         spacing. valid_max: the largest amount that is rain, mm; None: up to MAX_DAILY, but no code for missing cells.
     Returns: (records, faults): records of plain values (path, size, mtime_ns, time, forecast_reference_time, units,
-        units_from, step, rows, cols, archive, variable, long_name, extent, period in hours or None, period_from, mean
-        and maximum in mm, missing as a share) of the good files in date order; faults: messages of the bad ones.
+        units_from, step, rows, cols, archive, variable, long_name, extent, period in hours or None, period_from,
+        checksum of the values, mean and maximum in mm, missing as a share) of the good files in date order; faults:
+        messages of the bad ones.
     """
     records, faults = [], []
     for path in utils.progress(paths, "reading"):
@@ -804,6 +806,7 @@ def _inspect(path, units, hours=None):
         "extent": grid.extent,
         "period": tp.attrs.get("period_hours"),
         "period_from": tp.attrs.get("period_from", ""),
+        "checksum": zlib.crc32(np.ascontiguousarray(tp.values)),
         "summary": _summary(tp.values),
         "plateau": _plateau(tp.values),
     }

@@ -46,6 +46,8 @@ def check_settings(settings):
                 if word not in about["choices"]:
                     known = ", ".join(filter(None, about["choices"]))
                     raise DataError(f"{name} {word}: expected one of {known}")
+        if isinstance(item.default, bool) and not isinstance(value, bool):
+            raise DataError(f"{name} {shown}: expected True or False")
         low, high = (about.get(end) for end in ("low", "high"))
         for number in value if isinstance(value, (tuple, list)) else [value]:
             if low is not None and not low <= number <= high:  # false for NaN too

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from metadata import RAIN, said, text_of
-from reader import Grid, axes_of, lay_out, opened, understood
+from reader import MORE_NAMES, RAIN_NAMES, Grid, axes_of, lay_out, opened, understood
 from settings import YOUR_DATA
 from utils import DataError, shown, stamp
 
@@ -142,7 +142,7 @@ class _Field:
                 f"{path}: {self.name} is orography in units {shown(self.units)!r}, expected m (slopes are made from "
                 f"it); set a wrong attribute with ncatted -a units,{self.name},o,c,m {path}"
             )
-        if RAIN.search(said(variable)):
+        if RAIN.search(said(variable)) or self.name.lower() in (*RAIN_NAMES, *MORE_NAMES):
             raise DataError(
                 f"{path}: {self.name} speaks of rain, which is no static field; expected orography, land share or "
                 "other fields that stay as they are"

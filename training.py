@@ -145,6 +145,8 @@ def choose_settings(args, config, dataset):
     if args.static:
         cores = [plan.core for plan in dataset.plans]
         shape = replace(shape, static_fields=static.describe_fields(args.static, cores))
+    if not train.content_steps + train.adversarial_steps:
+        raise DataError("--content-steps 0 and --adversarial-steps 0: expected a step or more to train")
     if not shape.noise_channels:
         train = replace(train, members=1)  # without noise all members are the same
     if network.get("position_channels"):

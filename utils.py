@@ -105,7 +105,7 @@ def shown(text, width=80):
 
 
 def plain(text, longest=2000):
-    """Text for a terminal: what is not printable (escape sequences of names) is spelt out, and long lines are cut.
+    """Text for a terminal: what is not printable (escape sequences) is spelt out, long lines lose their middle.
 
     Bytes of names that are not UTF-8 are left to the stream, which spells them out.
     """
@@ -116,8 +116,8 @@ def plain(text, longest=2000):
         return c.encode("unicode_escape").decode()
 
     lines = str(text).split("\n")
-    spelt = ("".join(map(spell, line[:longest])) + "..." * (len(line) > longest) for line in lines)
-    return "\n".join(spelt)
+    short = (line if len(line) <= longest else f"{line[: longest // 2]} ... {line[-longest // 4 :]}" for line in lines)
+    return "\n".join("".join(map(spell, line)) for line in short)
 
 
 def log(*words):

@@ -467,7 +467,7 @@ def test_nothing_said_holds_control_characters(capsys):
 
     with pytest.raises(SystemExit) as end:
         utils.run_stage(main)
-    assert end.value.code.startswith(r"error: one line: \x1b[2J") and end.value.code.endswith("...\nanother")
+    assert end.value.code.startswith(r"error: one line: \x1b[2J") and end.value.code.endswith("xx\nanother")
     assert len(end.value.code) < 2200
 
 
@@ -632,7 +632,9 @@ def test_a_checkpoint_that_claims_more_than_it_holds_is_not_unpacked(tmp_path, m
         ({"generator_config": {"blocks": 256, "channels": 4096}}, "its settings need .* weights or more, it holds"),
         ({"generator_config": {"transform_parameters": {"c": "ten"}}}, "a.pth: not a whole checkpoint"),
         ({"generator_config": {"transform_parameters": {}}}, "a.pth: not a whole checkpoint"),
-        ({"generator_config": {"transform_parameters": {"c": float("nan")}}}, "transform log makes no number of 1 mm"),
+        ({"generator_config": {"transform_parameters": {"c": float("nan")}}}, "transform log tells no amounts apart"),
+        ({"generator_config": {"transform_parameters": {"c": 0.0}}}, "transform log tells no amounts apart"),
+        ({"generator_config": {"conserve": "yes"}}, "--conserve yes: expected True or False"),
         ({"data_config": {"hr_step": 0.2}}, "its network makes x10, its data settings say x5"),
         ({"region_cells": [1, 2]}, "a.pth: not a whole checkpoint"),
         ({"region_cells": ["a", "b", 4, 4]}, "a.pth: not a whole checkpoint"),
@@ -821,3 +823,41 @@ def test_a_scalar_time_that_nothing_names_is_heard(tmp_path, time, bounds, words
     path = write_plain(tmp_path / "2023_08_01.nc", {"lat": 13, "lon": 15, "nv": 2}, variables)
     with pytest.raises(DataError, match=words):
         read_field(path)
+
+
+# ---------------------------------------------------------------- what would make scores worthless is said
+
+
+def test_evaluation_days_that_are_training_days_are_said(tmp_path, capsys):
+    """Of the same places: radar days east and west of a line are other data."""
+    for k in range(3):
+        day(tmp_path / "train", FIELD + k, f"2023_08_0{k + 1}.nc", "mm")
+    day(tmp_path / "eval", FIELD, "2023_08_02.nc", "mm")
+    write_nc(tmp_path / "east/2023_08_02.nc", FIELD, LAT, LON + 20, attrs={"units": "mm"})
+    argv = ["--train-folders", tmp_path / "train", "--output-folder", tmp_path, "--eval-folders"]
+    run(1, *argv, tmp_path / "eval", tmp_path / "east")
+    assert "NOTE: 1 evaluation days are training days of the same places" in capsys.readouterr().out
+    run(1, *argv, tmp_path / "east")
+    assert "evaluation days are training days" not in capsys.readouterr().out
+
+
+def test_files_of_the_same_values_are_said(tmp_path, capsys):
+    paths = [day(tmp_path / "in", FIELD + k, f"2023_08_0{k + 1}.nc", "mm") for k in range(3)]
+    shutil.copy(paths[0], tmp_path / "in/2023_08_04.nc")
+    for k in (5, 6):
+        day(tmp_path / "in", 0 * FIELD, f"2023_08_0{k}.nc", "mm")  # dry days are alike
+    run(1, "--train-folders", tmp_path / "in", "--output-folder", tmp_path)
+    assert re.search("NOTE: 2 files hold the same values as another: .*_01.nc, .*_04.nc\n", capsys.readouterr().out)
+
+
+def test_a_training_of_no_steps_is_refused(home, tmp_path, monkeypatch):
+    argv = ["--data-folder", home.lists, "--lr-step", 1, "--hr-step", 0.1, *TINY, "--content-steps", 0]
+    words = said(2, [*argv, "--checkpoint", tmp_path / "a.pth"], monkeypatch)
+    assert "expected a step or more to train" in words and not (tmp_path / "a.pth").exists()
+
+
+def test_rain_is_no_static_field(home, tmp_path, monkeypatch):
+    path = day(tmp_path, units="mm")
+    argv = ["--data-folder", home.lists, "--lr-step", 1, "--hr-step", 0.1, *TINY, "--static", path]
+    words = said(2, [*argv, "--checkpoint", tmp_path / "a.pth"], monkeypatch)
+    assert "tp speaks of rain, which is no static field" in words
