@@ -37,8 +37,8 @@ READER_VERSION = 5  # raise when the reader's result changes: old caches are the
 # fmt: off
 __all__ = [
     "DataConfig", "LRField", "PreTransforms", "SRDataset", "block_mean", "cells_of", "fill_nearest",
-    "coarse_archive", "format_region", "found_settings", "interpolate", "make_pair", "open_list", "parse_region",
-    "plan_pairs", "read_lr", "say_found", "trained_on", "training_command", "training_configs",
+    "coarse_archive", "doubts", "format_region", "found_settings", "interpolate", "make_pair", "open_list",
+    "parse_region", "plan_pairs", "read_lr", "say_found", "trained_on", "training_command", "training_configs",
 ]
 # fmt: on
 
@@ -786,6 +786,41 @@ def _same_period(names, one, other):
         raise DataError(
             f"{names[0]} hold rain of {one.words}, {names[1]} of {other.words}; expected one period: list files of "
             f"the same period, make days of them with {MAKE_DAYS}, or, where the files are wrong, give stage 1 --period"
+        )
+
+
+def doubts(dataset, count=12):
+    """What speaks against the truth of pairs, in words: amounts of another size, or rain that is elsewhere.
+
+    Block means of the truth are compared with LR of the same time on some pairs. Where the truth of the next or of the
+    last pair of the list, or turned upside down or left to right, resembles LR more, one of the two is wrong.
+    """
+    if dataset.truth is None or len(dataset) < 3:
+        return
+    scale, cells = dataset.config.scale, {}
+    for i in np.unique(np.linspace(1, len(dataset) - 2, count).astype(int)).tolist():
+        core, lr = dataset.plans[i].core, dataset.lr(i)
+        if not dataset.plans[i - 1].core == core == dataset.plans[i + 1].core:
+            continue
+        before, own, after = (block_mean(dataset._truth(k, core), scale) for k in (i - 1, i, i + 1))
+        kinds = {"": own, "of the pair before": before, "of the next pair": after}
+        kinds |= {"turned upside down": own[::-1], "turned left to right": own[:, ::-1]}
+        for words, truth in kinds.items():
+            cells.setdefault(words, []).append(np.log1p(np.stack([lr, truth]).reshape(2, -1)))
+    joined = {words: np.concatenate(parts, 1) for words, parts in cells.items()}
+    joined = {words: both[:, np.isfinite(both).all(0)] for words, both in joined.items()}
+    if not joined or min(both.shape[1] for both in joined.values()) < 30:
+        return
+    lr, truth = np.expm1(joined[""]).mean(1)
+    if not 1 / 3 < truth / max(lr, 1e-9) < 3:
+        yield f"the truth of some pairs has a mean of {truth:.3g} mm where LR has {lr:.3g} mm: units, or a period?"
+    with np.errstate(invalid="ignore", divide="ignore"):
+        alike = {words: float(np.corrcoef(both)[0, 1]) for words, both in joined.items()}
+    best = max(alike, key=lambda words: np.nan_to_num(alike[words]))
+    if alike[best] > np.nan_to_num(alike[""]) + 0.1:
+        yield (
+            f"LR resembles the truth {best} (correlation {alike[best]:.2f}) more than the truth of its own time and "
+            f"place ({alike['']:.2f}): are times and directions of both right?"
         )
 
 

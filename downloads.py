@@ -35,7 +35,7 @@ from metadata import (
     time_roles,
     unit_factor,
 )
-from reader import MAX_CELLS, axes_of, canonical, choose, newest, opened, understood
+from reader import MAX_CELLS, axes_of, canonical, choose, newest, opened, refuse_code, understood
 from utils import DataError, log, shown, stamp, when
 
 EPOCH = np.datetime64("1970-01-01", "s")
@@ -712,7 +712,10 @@ def _read_run(field, lat, lon, run):
         raise DataError(
             f"{field.encoding.get('source', field.name)}: cannot be read ({words}); fetch it again"
         ) from None
-    return np.tensordot([weight for _, weight in run], values.reshape(len(run), *values.shape[-2:]), 1)
+    planes = values.reshape(len(run), *values.shape[-2:])
+    for (_, weight), plane in zip(run, planes, strict=True):
+        refuse_code(plane, abs(weight), field)
+    return np.tensordot([weight for _, weight in run], planes, 1)
 
 
 # ---------------------------------------------------------------- what lists hold

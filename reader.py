@@ -63,7 +63,7 @@ MAX_CELLS = 1_000_000_000  # the whole globe at 0.01 degree holds 648 million; a
 # fmt: off
 __all__ = [
     "MAKE_DAYS", "MAX_CELLS", "MAX_DAILY", "UNITS", "Grid", "axes_of", "canonical", "choose", "grid_of",
-    "inspect_files", "lay_out", "newest", "opened", "ratio", "read_field", "to_mm", "understood",
+    "inspect_files", "lay_out", "newest", "opened", "ratio", "read_field", "refuse_code", "to_mm", "understood",
 ]
 # fmt: on
 
@@ -607,6 +607,23 @@ def _plateau(values):
     """(number of cells that hold the maximum exactly, the highest value below it)."""
     top = np.nanmax(values)
     return int(np.count_nonzero(values == top)), float(values.max(initial=0, where=values < top))
+
+
+def refuse_code(values, factor, field):
+    """Raise DataError where one of many fields that become a day holds a code for missing cells, as _codes says.
+
+    Args: values: as stored. factor: to mm.
+    """
+    top = values.max(initial=0, where=np.isfinite(values))
+    if top * factor < CODE:
+        return
+    cells, below = _plateau(np.where(np.isfinite(values), values, 0))
+    if cells >= max(3, 1e-3 * values.size) and top > 2 * below:
+        raise DataError(
+            f"{field.encoding.get('source', field.name)}: {cells} cell(s) of one time hold exactly {top:g}, the "
+            f"largest amount below is {below:.4g}: a code for missing? cdo setctomiss,{top:g} IN OUT makes such cells "
+            "missing"
+        )
 
 
 def decide_units(summaries):

@@ -773,6 +773,8 @@ def announce(state, dataset, path, held_out):
             "cell is NOT verified by such data. With files at the HR step use --target coarsen, with matching pairs "
             "--target paired."
         )
+    for words in datasets.doubts(dataset):
+        log(f"WARNING: {words}")
     log(_validation(dataset, held_out, state.train))
     plain = {**asdict(TrainConfig()), **asdict(GeneratorConfig(scale=state.config.scale))}
     if state.static:

@@ -861,3 +861,41 @@ def test_rain_is_no_static_field(home, tmp_path, monkeypatch):
     argv = ["--data-folder", home.lists, "--lr-step", 1, "--hr-step", 0.1, *TINY, "--static", path]
     words = said(2, [*argv, "--checkpoint", tmp_path / "a.pth"], monkeypatch)
     assert "tp speaks of rain, which is no static field" in words
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("", None),
+        ("shifted", "LR resembles the truth of the pair before (correlation 1.00) more than the truth of its own time"),
+        ("upside down", "LR resembles the truth turned upside down (correlation 1.00)"),
+        ("mirrored", "LR resembles the truth turned left to right (correlation 1.00)"),
+        ("ten times", "the truth of some pairs has a mean of "),
+    ],
+)
+def test_truth_of_another_time_direction_or_unit_is_said(tmp_path, change, words):
+    """Pairs share a time in the names alone: their rain must be alike too."""
+    for k in range(8):
+        fine = rain((60, 60), k)
+        coarse = fine.reshape(6, 10, 6, 10).mean((1, 3))
+        truth = {"upside down": fine[::-1], "mirrored": fine[:, ::-1], "ten times": 10 * fine}.get(change, fine)
+        lat, lon = nodes(20.05, 25.95, 0.1)[::-1], nodes(100.05, 105.95, 0.1)
+        write_nc(tmp_path / f"hr/2023_08_0{k + 1}.nc", truth, lat, lon, attrs={"units": "mm"})
+        lat, lon = nodes(20.5, 25.5, 1)[::-1], nodes(100.5, 105.5, 1)
+        late = k + 1 + (change == "shifted")
+        write_nc(tmp_path / f"lr/2023_08_0{late}.nc", coarse, lat, lon, attrs={"units": "mm"})
+    run(1, "--train-folders", tmp_path / "lr", "--train-hr-folders", tmp_path / "hr", "--output-folder", tmp_path)
+    pairs = SRDataset(tmp_path, "train", target="paired", region="all", lr_step=1, hr_step=0.1)
+    found = list(datasets.doubts(pairs))
+    assert len(found) == (words is not None) and (not words or words in found[0]), found
+
+
+def test_a_code_in_one_hour_of_a_day_is_no_rain(tmp_path, monkeypatch):
+    hours = np.stack([rain((13, 15), k, 8) for k in range(24)])
+    hours[9, :4, :4] = 999
+    coords = {"time": ("time", np.arange(24.0), {"units": "hours since 2023-08-01"}), "lat": LAT, "lon": LON}
+    (tmp_path / "raw").mkdir()
+    xr.Dataset({"tp": (("time", "lat", "lon"), hours, {"units": "mm"})}, coords).to_netcdf(tmp_path / "raw/h.nc")
+    argv = ["--make-days", tmp_path / "raw", "--days-folder", tmp_path / "days", "--output-folder", tmp_path]
+    words = said(1, [*argv, "--stamps", "start"], monkeypatch)
+    assert "h.nc: 16 cell(s) of one time hold exactly 999" in words and not list(tmp_path.glob("days/*.nc"))
