@@ -21,7 +21,13 @@ from utils import DataError, shown
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1)  # of the wet LR cells of a training
 WET = 0.1  # mm, from which on an LR cell is wet
+HEAVY, MUCH, FEW = (
+    0.99,
+    3,
+    10,
+)  # a list is said where over MUCH times as many cells as in training are above this quantile
 ANY = "used with --any-period"
+COUNTS = ("lr_cells", "lr_cells_wet", "lr_cells_above_99", "lr_cells_beyond_training")  # attributes that are summed
 
 __all__ = ["Knowledge", "count_beyond", "learn", "noted", "period_words", "refuse_other", "resumed", "said", "said_of"]
 
@@ -106,15 +112,17 @@ def period_words(own, given):
 
 
 def count_beyond(lr, knowledge):
-    """Count the LR cells (h, w), mm, with more rain than any of the training: attributes of an output.
+    """Count the LR cells (h, w), mm, with more rain than any or than most of the training: attributes of an output.
 
     Returns: {} where the model's amounts are unknown.
     """
-    most, cells = knowledge.quantiles.get(1.0), lr[np.isfinite(lr)]
+    most, heavy, cells = *map(knowledge.quantiles.get, (1.0, HEAVY)), lr[np.isfinite(lr)]
     if most is None or not cells.size:
         return {}
-    return {
+    often = {"training_lr_99": heavy, "lr_cells_above_99": int((cells > heavy).sum())} if heavy else {}
+    return often | {
         "lr_cells": cells.size,
+        "lr_cells_wet": int((cells >= WET).sum()),
         "lr_cells_beyond_training": int((cells > most).sum()),
         "lr_maximum": float(cells.max()),
         "training_lr_maximum": most,
@@ -132,15 +140,21 @@ def said(attributes):
     odd = [words for words in (attrs.get("accumulation_period", "") for attrs in attributes) if ANY in words]
     found = [f"period {words.replace(';', ',')}" for words in dict.fromkeys(odd)]
     counted = [attrs for attrs in attributes if "lr_cells_beyond_training" in attrs]
-    beyond = [attrs for attrs in counted if attrs["lr_cells_beyond_training"]]
-    if beyond:
-        number, cells = (
-            sum(int(attrs[name]) for attrs in counted) for name in ("lr_cells_beyond_training", "lr_cells")
-        )
-        where = f" in {len(beyond)} of {len(attributes)} fields" if len(attributes) > 1 else ""
+    total = {name: sum(int(attrs.get(name, 0)) for attrs in counted) for name in COUNTS}
+    number = total["lr_cells_beyond_training"]
+    if number:
+        fields = sum(attrs["lr_cells_beyond_training"] > 0 for attrs in counted)
+        where = f" in {fields} of {len(attributes)} fields" if len(attributes) > 1 else ""
         most, largest = (max(attrs[name] for attrs in counted) for name in ("training_lr_maximum", "lr_maximum"))
         found.append(
-            f"{number} of {cells} LR cells{where} above {most:.5g} mm, the most that training had, up to {largest:.5g}"
+            f"{number} of {total['lr_cells']} LR cells{where} above {most:.5g} mm, the most that training had, up to "
+            f"{largest:.5g}"
+        )
+    heavy, wet = total["lr_cells_above_99"], total["lr_cells_wet"]
+    if len(attributes) > 1 and heavy >= FEW and heavy > MUCH * (1 - HEAVY) * wet:  # of one field it is its weather
+        level = next(attrs["training_lr_99"] for attrs in counted if "training_lr_99" in attrs)
+        found.append(
+            f"{heavy} of {wet} wet LR cells ({100 * heavy / wet:.2g} %) above {level:.5g} mm, where training had 1 %"
         )
     return found
 

@@ -224,6 +224,18 @@ def test_a_training_goes_on_and_takes_an_archive_only_of_its_own_period(home, tm
 # ---------------------------------------------------------------- amounts
 
 
+def test_a_list_of_more_heavy_rain_than_the_training_had_is_said():
+    """Tropical rain has no cell beyond the wettest of the training, but many above what was rare there."""
+    known = Knowledge(DAY, {0.99: 30.0, 1.0: 100.0})
+    usual, tropical = np.full((10, 10), 2.0, np.float32), np.full((10, 10), 2.0, np.float32)
+    usual[0, :2], tropical[0], tropical[1] = 40.0, 60.0, 0.05
+    attributes = [limits.count_beyond(lr, known) for lr in (usual, tropical)]
+    assert attributes[1]["lr_cells_wet"] == 90 and attributes[1]["lr_cells_above_99"] == 10
+    assert limits.said([attributes[0]] * 3) == []  # 2 % are not much more than 1 %
+    assert limits.said(attributes) == ["12 of 190 wet LR cells (6.3 %) above 30 mm, where training had 1 %"]
+    assert limits.said(attributes[1:]) == []  # one wet day is weather
+
+
 def test_amounts_beyond_those_of_training_are_summed_over_the_list(home, tmp_path, monkeypatch, capsys):
     model = knowing(home.x10, tmp_path / "x.pth", period_hours=24.0, period_from="", lr_quantiles={"1": 2.5})
     captions = []
