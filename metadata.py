@@ -25,9 +25,10 @@ PART = re.compile(  # words that speak of a part of the rain, or of a figure abo
     r"(?<!non.)convective|large.?scale|stratiform|snow|graupel|\bhail|freezing|error(?!.{0,3}correct)|uncertaint|"
     r"quality (?:index|flag|code)|\bflag|probab|anomal|percentile|quantile|\bmaximum|\bminimum|deviation|"
     r"frequency of|duration|number of|evapo|climatolog(?!y (?:project|cent))|"
-    r"precipitable|\bcontent\b|water path|\bcolumn|intercept|throughfall|deficit|excess|erosivity|antecedent|"
-    r"spread|variance|median|interquartile|\bnormals?\b|\bbias(?![ _-]?(?:correct|adjust))|\bcounts?\b|"
-    r"difference|increment|tendency|trend|\bchange|return (?:level|period)|\blog(?:10|arithm)?\b|\w+ root of",
+    r"precipitable|content of|water (?:content|path)|total column|intercept|throughfall|deficit|excess|erosivity|"
+    r"antecedent|spread|variance|median|interquartile|\bnormals?\b|\bbias(?![ _-]?(?:correct|adjust))|\bcounts?\b|"
+    r"difference|increment|tendency|\bchange (?:in|of|over)|return (?:level|period)|\blog(?:10|arithm)?(?: of|\()|"
+    r"\btrend|\w+ root of",
     re.I,
 )
 MANY_DAYS = re.compile(

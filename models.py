@@ -455,6 +455,8 @@ def load_generator(state, device="cpu"):
             raise ValueError(f"no {key!r} in the checkpoint, found {', '.join(sorted(state))}: not one of 2train.py's")
     config, weights = generator_config(state), state["ema"]["weights"]
     least, held = least_numbers(config, 0, 0)[0], sum(value.numel() for value in weights.values())
+    if any(value.is_complex() or value.is_sparse for value in weights.values()):
+        raise ValueError("its weights are complex or sparse, expected real numbers")
     if least > held:  # not built: it may be larger than memory
         raise ValueError(f"its settings need {least:,} weights or more, it holds {held:,}")
     generator = Generator(config)

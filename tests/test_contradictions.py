@@ -754,6 +754,7 @@ def test_what_is_no_total_of_rain_is_refused_though_its_unit_is_mm(tmp_path, att
     [
         {"long_name": "Total precipitation accumulated over 24 hours"},
         {"long_name": "bias-corrected daily precipitation"},
+        {"description": "ESA Climate Change Initiative precipitation: rows and columns of 1 degree, log at the end"},
         {"long_name": "NOAA Climate Data Record of PMW-IR merged precipitation"},
         {"long_name": "daily total precipitation (rain + melted snow)"},
         {"cell_methods": "area: mean time: sum"},
