@@ -27,7 +27,7 @@ PART = re.compile(  # words that speak of a part of the rain, or of a figure abo
     r"frequency of|duration|number of|evapo|climatolog(?!y (?:project|cent))|"
     r"precipitable|content of|water (?:content|path)|total column|intercept|throughfall|deficit|excess|erosivity|"
     r"antecedent|spread|variance|median|interquartile|\bnormals?\b|\bbias(?![ _-]?(?:correct|adjust))|\bcounts?\b|"
-    r"difference|increment|tendency|\bchange (?:in|of|over)|return (?:level|period)|\blog(?:10|arithm)?(?: of|\()|"
+    r"difference|increment|tendency|\bchange (?:in|of|over)\b|return (?:level|period)|\blog(?:10|arithm)?(?: of|\()|"
     r"\btrend|\w+ root of",
     re.I,
 )
