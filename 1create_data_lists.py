@@ -70,7 +70,7 @@ def write_all(args, folders):
         paths, others = files_of(given)
         made = args.make_days and args.days_folder in given  # in mm, whatever the downloads are in
         words = {} if made else {"units": args.units, "period": args.period}
-        found, faults = inspect_files(paths, valid_max=args.valid_max, **words)
+        found, faults = inspect_files(paths, valid_max=args.valid_max, members=name == "obj", **words)
         records[name], bad = utils.usable(found, faults, given, min_size=args.min_size, skip_bad=args.skip_bad)
         left_out += others + bad
     info = utils.write_lists(args.output_folder, records, folders, left_out)

@@ -32,13 +32,14 @@ from utils import DataError, stamp
 TARGETS = ("interpolate", "coarsen", "paired")
 SPLITS = ("train", "eval", "obj")
 LR_STEPS = {"train": 1.0, "eval": 1.0, "obj": 0.4}  # degrees; default cell size of the files of each list
-READER_VERSION = 5  # raise when the reader's result changes: old caches are then rebuilt
+READER_VERSION = 6  # raise when the reader's result changes: old caches are then rebuilt
 
 # fmt: off
 __all__ = [
     "DataConfig", "LRField", "PreTransforms", "SRDataset", "block_mean", "cells_of", "fill_nearest",
     "coarse_archive", "doubts", "format_region", "found_settings", "interpolate", "make_pair", "open_list",
-    "parse_region", "plan_pairs", "read_lr", "say_found", "trained_on", "training_command", "training_configs",
+    "parse_region", "plan_pairs", "read_lr", "refuse_tied", "say_found", "trained_on", "training_command",
+    "training_configs",
 ]
 # fmt: on
 
@@ -215,9 +216,11 @@ def _places(source, out):
 def interpolate(field, source, out, rows=slice(None), cols=slice(None)):
     """Interpolate a field bilinearly between its cell centres; a pixel is missing where the cell around it is.
 
-    Args: field (h, w) on grid `source`. out: finer Grid inside it. rows, cols: the part of `out` that is wanted.
-    Returns: (H, W), float32, on that part.
+    Args: field ([M,] h, w) on grid `source`. out: finer Grid inside it. rows, cols: the part of `out` that is wanted.
+    Returns: ([M,] H, W), float32, on that part.
     """
+    if field.ndim > 2:
+        return np.stack([interpolate(part, source, out, rows, cols) for part in field])
     above, down, left, across = _places(source, out)
     above, down, across = above[rows], down[rows], across[cols]
     top, first = above[0], left[0]
@@ -280,11 +283,6 @@ class Plan:
     config: DataConfig
 
     @property
-    def origin(self):
-        """(row, column) of the first LR cell, counted from the pole and from 180 W, so independent of the region."""
-        return int((90 - self.lr.north) / self.lr.step), int((self.lr.west + 180) / self.lr.step)
-
-    @property
     def interpolated(self):
         """True where HR is an interpolation of the input, so that it verifies nothing below the LR cell."""
         return self.config.target == "interpolate" and self.kind != "hr"
@@ -335,18 +333,20 @@ def _window(grid, other):
 
 
 def lr_of(field, plan):
-    """LR (h, w), mm, of a file's field: its own cells, or the block mean of HR where its cells are finer or coarser."""
+    """LR ([M,] h, w), mm, of a file's field: its own cells, or the block mean of HR where its cells are finer or
+    coarser."""
     if plan.kind == "lr":
-        return np.array(field[_window(plan.source, plan.lr)], "float32")
+        return np.array(field[(..., *_window(plan.source, plan.lr))], "float32")
     if plan.kind == "hr":
-        return block_mean(field[_window(plan.source, plan.core)], plan.config.scale)
+        return block_mean(field[(..., *_window(plan.source, plan.core))], plan.config.scale)
     return block_mean(interpolate(field, plan.source, plan.core), plan.config.scale)
 
 
 def hr_of(field, plan):
-    """HR (H, W), mm, of a file's field: its own cells where they are HR, with `interpolate` interpolated, else None."""
+    """HR ([M,] H, W), mm, of a file's field: its own cells where they are HR, with `interpolate` interpolated, else
+    None."""
     if plan.kind == "hr":
-        return np.array(field[_window(plan.source, plan.hr)], "float32")
+        return np.array(field[(..., *_window(plan.source, plan.hr))], "float32")
     return interpolate(field, plan.source, plan.hr) if plan.config.target == "interpolate" else None
 
 
@@ -379,14 +379,16 @@ def _no_pairs(data_folder, split):
 
 
 def label(values, grid, like, config=None):
-    """Make `values` on `grid` a DataArray `tp` with the times, units and source of the DataArray `like`."""
+    """Make `values` ([M,] H, W) on `grid` a DataArray `tp` with times, members, units and source of `like`."""
     import xarray as xr
 
-    times = {name: like.coords[name] for name in ("time", "forecast_reference_time") if name in like.coords}
+    names = ("time", "forecast_reference_time", "input_member")
+    coords = {name: like.coords[name] for name in names if name in like.coords}
     attrs = {key: like.attrs[key] for key in ("units", "source", "archive") if key in like.attrs}
     if config:
         attrs.update(target=config.target, scale=config.scale)
-    return xr.DataArray(values, {"lat": grid.lat, "lon": grid.lon, **times}, ("lat", "lon"), "tp", attrs)
+    dims = ("member", "lat", "lon")[-values.ndim :]
+    return xr.DataArray(values, {"lat": grid.lat, "lon": grid.lon, **coords}, dims, "tp", attrs)
 
 
 def _guarded(name, function, *args):
@@ -422,12 +424,13 @@ class Archive:
     at once. Each field carries a checksum, which is compared when it is first used: a damaged cache is made again.
 
     Args: paths: list of files. units: of _units_found, or one for all. folder: where the cache is kept.
-        name: what its file name begins with. periods: {path: Period} that stage 1 found or was told.
+        name: what its file name begins with. periods: {path: Period} that stage 1 found or was told. members: files may
+        hold ensembles (else they are refused).
     """
 
-    def __init__(self, paths, units, folder, name, periods=None):
-        self.paths, self.checked, self.periods = list(paths), set(), periods or {}
-        self.units = _units_for(self.paths, units)
+    def __init__(self, paths, units, folder, name, periods=None, members=False):
+        self.paths, self.checked, self.periods, self.members = list(paths), set(), periods or {}, members
+        self.units = _units_for(self.paths, units, members)
         files = [[p, *stamp(p), *self.units[p], str(self.periods.get(p))] for p in map(_existing, self.paths)]
         key = json.dumps([READER_VERSION, files])
         self.stem = Path(folder) / "cache" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
@@ -469,12 +472,14 @@ class Archive:
         index, offset = [], 0
         for path in utils.progress(self.paths, words):
             units, typed = self.units[path]
-            tp = read_field(path, *((units,) if typed else (None, units)), period=self.periods.get(path))
+            how = {"period": self.periods.get(path), "members": self.members}
+            tp = read_field(path, *((units,) if typed else (None, units)), **how)
             times = {k: str(tp.coords[k].values) for k in ("time", "forecast_reference_time") if k in tp.coords}
             grid = [str(v) for v in astuple(grid_of(tp))]
+            labels = tp.input_member.values.tolist() if "member" in tp.dims else None
             block = np.ascontiguousarray(tp.values).tobytes()
-            values = zlib.crc32(block)
-            index.append({"offset": offset, "grid": grid, "attrs": tp.attrs, "times": times, "values": values})
+            about = {"attrs": tp.attrs, "times": times, "members": labels, "values": zlib.crc32(block)}
+            index.append({"offset": offset, "grid": grid, **about})
             index[-1]["checksum"] = _checksum(index[-1], block)
             write(block)
             offset += tp.size
@@ -509,9 +514,9 @@ class Archive:
         return list_period(records)
 
     def values(self, i):
-        """Values of file i, (H, W), float32, mm; a view of the cache."""
-        grid, start = self.grids[i], self.index[i]["offset"]
-        values = self.data[start : start + grid.rows * grid.cols]
+        """Values of file i, ([M,] H, W), float32, mm; a view of the cache."""
+        grid, start, labels = self.grids[i], self.index[i]["offset"], self.index[i]["members"]
+        values = self.data[start : start + grid.rows * grid.cols * len(labels or "1")]
         if i not in self.checked and _checksum(self.index[i], values) != self.index[i]["checksum"]:
             utils.log(f"{self.stem}.f32: damaged, not what was written; it is made again")
             for kind in (".json", ".f32"):
@@ -520,7 +525,7 @@ class Archive:
             self.__dict__.pop("grids", None)
             return self.values(i)
         self.checked.add(i)
-        return values.reshape(grid.shape)
+        return values.reshape(grid.shape if labels is None else (len(labels), *grid.shape))
 
     def identity(self, i):
         """What identifies file i: its name, size, modification time and units, as text."""
@@ -532,8 +537,11 @@ class Archive:
         import xarray as xr
 
         values, record, grid = self.values(i), self.index[i], self.grids[i]
-        times = {name: np.datetime64(value, "ns") for name, value in record["times"].items()}
-        return xr.DataArray(values, {"lat": grid.lat, "lon": grid.lon, **times}, ("lat", "lon"), "tp", record["attrs"])
+        coords = {name: np.datetime64(value, "ns") for name, value in record["times"].items()}
+        if record["members"] is not None:
+            coords["input_member"] = "member", record["members"]
+        dims = ("member", "lat", "lon")[-values.ndim :]
+        return xr.DataArray(values, {"lat": grid.lat, "lon": grid.lon, **coords}, dims, "tp", record["attrs"])
 
 
 def _existing(path):
@@ -557,14 +565,14 @@ def _load_cache(stem, count):
     try:
         index = json.loads(stem.with_suffix(".json").read_text())
         data = np.memmap(stem.with_suffix(".f32"), np.float32, "r").view(np.ndarray)
-        cells = [int(r["grid"][3]) * int(r["grid"][4]) for r in index if r["checksum"]]
+        cells = [int(r["grid"][3]) * int(r["grid"][4]) * len(r["members"] or "1") for r in index if r["checksum"]]
         whole = len(cells) == count and sum(cells) == data.size
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
     return (index, data) if whole else None
 
 
-def _units_for(paths, known):
+def _units_for(paths, known, members=False):
     """{path: (units, True where they were typed)} of all files: as stage 1 found them.
 
     Where it did not see a file as it is now all are decided anew, together, but those whose units were typed.
@@ -576,7 +584,7 @@ def _units_for(paths, known):
     if all(path in known for path in paths):
         return known
     typed = {path: known[path] for path in paths if known.get(path, ("", False))[1]}
-    records, faults = inspect_files([path for path in paths if path not in typed])
+    records, faults = inspect_files([path for path in paths if path not in typed], members=members)
     if faults:
         raise DataError(faults[0])
     return typed | {record["path"]: (record["units"], False) for record in records}
@@ -591,7 +599,8 @@ def open_list(data_folder, split, part="lr", units="auto"):
     paths = [Path(path).as_posix() for path in paths]
     records = _records_of(info.get("files", {}), f"{split}_hr" if part == "hr" else split, paths)
     periods = {r["path"]: Period(r["period"], r["period_from"]) for r in records if r.get("period")}
-    return Archive(paths, _units_found(records) if units == "auto" else units, data_folder, f"{split}_{part}", periods)
+    units = _units_found(records) if units == "auto" else units
+    return Archive(paths, units, data_folder, f"{split}_{part}", periods, members=split == "obj")
 
 
 def trained_on(dataset):
@@ -649,13 +658,18 @@ def read_lr(data_folder, split, config, region_cells=None):
     archive = open_list(data_folder, split, units=config.units)
     fields = [LRField(archive, i, plan) for i, plan in enumerate(_plans(archive, config))]
     for path, field in zip(archive.paths, fields, strict=True):
-        if region_cells and cells_of(field.plan.lr) != list(region_cells):
-            north, west, rows, cols = region_cells
-            raise DataError(
-                f"{path}: the generator is tied to the region it was trained on ({rows} x {cols} cells from {north} N, "
-                f"{west} E), not to {field.plan.lr.extent}; leave --region out, or train without position channels"
-            )
+        _guarded(path, refuse_tied, field.plan.lr, region_cells)
     return fields
+
+
+def refuse_tied(grid, region_cells):
+    """Raise DataError where a generator is tied to other LR cells (region_cells, as cells_of; None: to none)."""
+    if region_cells and cells_of(grid) != list(region_cells):
+        north, west, rows, cols = region_cells
+        raise DataError(
+            f"the generator is tied to the region it was trained on ({rows} x {cols} cells from {north} N, {west} E), "
+            f"not to {grid.extent}; leave --region out, or train without position channels"
+        )
 
 
 def _plans(archive, config):
@@ -671,10 +685,11 @@ def cells_of(grid):
 class LRField:
     """One LR field of a list: its index in the list, its Plan, and its values when they are asked for.
 
-    in_training: a model that is used for it was trained on it.
+    in_training: a model that is used for it was trained on it. correction: a function that corrects its bias, with an
+    `identity`, or None.
     """
 
-    in_training = False
+    in_training, correction = False, None
 
     def __init__(self, archive, index, plan):
         self.archive, self.index, self.plan = archive, index, plan
@@ -682,7 +697,8 @@ class LRField:
     @property
     def identity(self):
         """What identifies the field: its file (see Archive.identity) and the cells that are taken, as text."""
-        return f"{self.archive.identity(self.index)} {self.plan.lr} {self.plan.hr}"
+        words = f" {self.correction.identity}" if self.correction else ""
+        return f"{self.archive.identity(self.index)} {self.plan.lr} {self.plan.hr}{words}"
 
     def seen(self, trained):
         """True where cells of this field, at its time, are among those of `trained_on`."""
@@ -694,7 +710,11 @@ class LRField:
         return False
 
     def values(self):
-        """The field as a DataArray `tp` (lat, lon), mm."""
+        """The field as a DataArray `tp` ([member,] lat, lon), mm, corrected where there is a correction."""
+        return self.correction(self.raw()) if self.correction else self.raw()
+
+    def raw(self):
+        """The field as its file has it, as `values`."""
         return label(lr_of(self.archive.values(self.index), self.plan), self.plan.lr, self.archive.field(self.index))
 
 
@@ -733,7 +753,7 @@ class SRDataset:
         if self.truth is not None:
             return self.truth.values(i)[_guarded(self.truth.paths[i], _window, self.truth.grids[i], grid)]
         if plan.kind == "hr":
-            return self.files.values(i)[_window(plan.source, grid)]
+            return self.files.values(i)[(..., *_window(plan.source, grid))]
         if self.config.target != "interpolate":
             raise _no_truth(self.files.paths[i], plan)
         return None

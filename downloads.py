@@ -729,7 +729,11 @@ def describe(lists):
     rows = [("", "variable", "period", "cell edges", "mean", "maximum", "missing")]
     lines, odd = [], []
     for name, records in lists.items():
-        steps = Counter(f"{r['step']:g} degree ({r['rows']} x {r['cols']})" for r in records)
+        steps = Counter(
+            f"{r['step']:g} degree ({r['rows']} x {r['cols']}"
+            + (f", {r['members']} members)" if r["members"] > 1 else ")")
+            for r in records
+        )
         units = Counter(f"{r['units']} (from {r['units_from']})" for r in records)
         archives = sorted({r["archive"] for r in records if r["archive"]})
         label = f"; {', '.join(archives).upper()}" if archives else ""

@@ -17,6 +17,7 @@ import shlex
 import time
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +32,12 @@ from datasets import (
     found_settings,
     parse_region,
     read_lr,
+    refuse_tied,
     training_command,
 )
 from limits import ANY, Knowledge, count_beyond, period_words, refuse_other, said, said_of
 from metadata import in_words
+from reader import Grid, ratio
 from static import StaticFields, add_static_option
 from threads import Threads
 from tiles import make_tiles, tile_shape
@@ -43,51 +46,50 @@ from utils import DataError, log, whole_number
 __all__ = ["alone", "downscale", "downscale_list", "downscale_parser", "find_checkpoint"]
 
 
-def downscale_list(args, split):
+def downscale_list(args, split, correction=None):
     """Downscale every LR field of a list into {args.out}/NN_pre_sr.nc.
 
     A whole output of the same request (checkpoint, seed, members, input file, region) is kept, unless args.overwrite;
     outputs of another request are moved to Historical_Records once the first new one is ready.
 
-    Args: args: options of downscale_parser. split: eval or obj.
+    Args: args: options of downscale_parser. split: eval or obj. correction: of each LR field, see LRField.
     Returns: (DataConfig of the checkpoint, LRField objects of the list, paths of this shard's outputs in list order).
     Raises: DataError: no such list, no checkpoint that fits, or values that are not finite.
     """
     utils.read_list(args.data_folder, split)  # before all else: stage 1 may not have run
-    model = load_model(args, split)
-    scale, target = model.config.scale, model.config.target
-    fields = read_lr(args.data_folder, split, model.config, model.region_cells)
+    chain = load_models(args, split)
+    config = chain_config(chain)
+    fields = read_lr(args.data_folder, split, config, chain[0].region_cells)
+    for field in fields:
+        field.correction = correction
     log(
-        f"{len(fields)} fields x{scale} with {model.path} (target {target}), {args.members} member(s), seed {args.seed}"
+        f"{len(fields)} fields x{config.scale} with {', then '.join(str(model.path) for model in chain)} (target "
+        f"{config.target}), {args.members} member(s), seed {args.seed}"
     )
-    with utils.reading(model.path):
-        known_days = [field for field in fields if field.seen(model.trained_on)]
-    for field in known_days:
-        field.in_training = True
-    if known_days:
-        log(
-            f"WARNING: {len(known_days)} of {len(fields)} fields are of days and places that {model.path} was trained "
-            "on: what it makes there is no test of it"
-        )
-    ground = {core: model.static.on(core) for core in {field.plan.core for field in fields}} if model.static else {}
-    made = {"checkpoint": utils.digest(model.path), "seed": args.seed, "target": target, "scale": scale}
-    made |= {"static_fields": model.static.identity} if model.static else {}
-    made |= {"accumulation_period": check_period(model, fields, split, args.any_period)}
+    mark_days_of_training(fields, chain)
+    for plan in {field.plan for field in fields}:
+        links_on(plan, chain)  # refuses what does not fit the region
+    made = {"checkpoint": " ".join(utils.digest(model.path) for model in chain), "seed": args.seed}
+    made |= {"target": config.target, "scale": config.scale}
+    made |= {"chain": "; ".join(map(in_a_chain, chain))} if len(chain) > 1 else {}
+    ground = "; ".join(model.static.identity for model in chain if model.static)
+    made |= {"static_fields": ground} if ground else {}
+    periods = [check_period(model, fields, split, args.any_period) for model in chain]
+    made |= {"accumulation_period": "; ".join(dict.fromkeys(periods))}
     names = {field.index: f"{field.index:02d}_pre_sr.nc" for field in fields}
     mine = {names[field.index]: field for field in fields if field.index % args.shard[1] == args.shard[0]}
     requests = {name: utils.digest_of(made, args.members, field.identity) for name, field in mine.items()}
     known = {"*_pre_sr.nc": set(names.values())} if args.shard[0] == 0 else {}  # one task of an array tidies up
     todo, earlier = utils.choose_outputs(args.out, requests, known, args.overwrite, ("scores.csv", "plots"))
-    check_room(args, fields, model.generator)
-    pace = Threads(args.threads, "part", measure=next(model.generator.parameters()).device.type == "cpu")
+    check_room(args, fields, chain)
+    pace = Threads(args.threads, "part", measure=next(chain[0].generator.parameters()).device.type == "cpu")
     for name in utils.progress([name for name in mine if name in todo], "downscaling"):
-        attrs, maps = {**made, "request": requests[name]}, ground.get(mine[name].plan.core)
-        _write_field(mine[name], Path(args.out) / name, model, args, attrs, pace, maps, earlier)
+        _write_field(mine[name], Path(args.out) / name, chain, args, {**made, "request": requests[name]}, pace, earlier)
     utils.set_aside(earlier)
     paths = [Path(args.out) / name for name in mine]
     for words in said_of(paths):
         log(f"WARNING: {words}")
-    return model.config, fields, paths
+    return config, fields, paths
 
 
 def alone(args):
@@ -96,6 +98,20 @@ def alone(args):
     asked = {name: str(value) for name, value in vars(args).items() if name not in own}
     shared = utils.digest_of(asked, args.shard[1]) if args.shard[1] > 1 else ""
     return utils.alone(Path(args.out) / ".pre_sr.lock", args.out, shared)
+
+
+def mark_days_of_training(fields, chain):
+    """Mark the LRFields of days and places that a Model of the chain was trained on, and warn of them."""
+    for model in chain:
+        with utils.reading(model.path):
+            seen = [field for field in fields if field.seen(model.trained_on)]
+        for field in seen:
+            field.in_training = True
+        if seen:
+            log(
+                f"WARNING: {len(seen)} of {len(fields)} fields are of days and places that {model.path} was trained "
+                "on: what it makes there is no test of it"
+            )
 
 
 # ---------------------------------------------------------------- options
@@ -108,8 +124,10 @@ def downscale_parser(description, out):
     add = parser.add_argument
     add(
         "--checkpoint",
+        nargs="+",
         metavar="FILE",
-        help="a checkpoint or export of 2train.py (default: the one in Data/SavedModels that fits the list)",
+        help="a checkpoint or export of 2train.py (default: the one in Data/SavedModels that fits the list); of "
+        "several each takes what the one before makes, as 1 to 0.1 and 0.1 to 0.01 degree",
     )
     add("--out", metavar="DIR", default=out, help="folder of the results (default: %(default)s)")
     some = functools.partial(whole_number, high=10_000)
@@ -138,7 +156,7 @@ def downscale_parser(description, out):
         "--tile",
         type=whole_number,
         metavar="N",
-        help="side of a tile in LR cells; bounds the memory (default: as memory allows)",
+        help="side of a tile in LR cells of each model; bounds the memory (default: as memory allows)",
     )
     add(
         "--shard",
@@ -181,17 +199,26 @@ class Model(NamedTuple):
     trained_on: dict
 
 
-def load_model(args, split):
-    """The Model that is given with --checkpoint, else the one in Data/SavedModels that fits the list best."""
-    import models
-
+def load_models(args, split):
+    """The chain of Models that is given with --checkpoint, else the one in Data/SavedModels that fits the list best."""
     region = parse_region(args.region) if args.region else None
     if args.checkpoint:
-        path, state = utils.open_checkpoint(args.checkpoint)
+        opened = [utils.open_checkpoint(path) for path in args.checkpoint]
     else:
         command = _command(args, split)
         more = {"static": args.static, "any_period": args.any_period}
-        path, state = find_checkpoint(args.data_folder, split, region, command=command, **more)
+        opened = [find_checkpoint(args.data_folder, split, region, command=command, **more)]
+    wanting = [state for _, state in opened if state.get("generator_config", {}).get("static_fields")]
+    return [
+        load_model(path, state, args, region, args.static if state in wanting or not wanting else ())
+        for path, state in opened
+    ]
+
+
+def load_model(path, state, args, region, static):
+    """The Model of an opened checkpoint. Args: region: that was typed, or None. static: files of static fields."""
+    import models
+
     device = models.find_device(args.device)
     with utils.reading(path):
         check_plain(state)
@@ -200,7 +227,7 @@ def load_model(args, split):
         if state.get("step", 1) == 0:
             raise DataError(f"{path}: no training step was made, its weights are random; train it: 2train.py --resume")
         config = data_config(state, region, args.units)
-        static = static_fields(path, state, args.static)
+        static = static_fields(path, state, static)
         generator, trained = models.load_generator(state, device), state.get("trained_on", {})
         if generator.scale != config.scale:
             raise DataError(
@@ -218,6 +245,60 @@ def check_plain(state):
         north, west, rows, cols = cells
         if Fraction(north) > 90 or Fraction(west) < -180 or min(int(rows), int(cols)) < 1:
             raise ValueError(f"region_cells {cells}, expected north, west, rows, columns")
+
+
+def chain_config(chain):
+    """The DataConfig of Models that are used one after the other: from the LR step of the first to HR of the last.
+
+    Its target is `interpolate` where one of them learned to interpolate, then `paired`, else `coarsen`.
+
+    Raises: DataError: the HR step of one is not the LR step of the next.
+    """
+    for model, after in pairwise(chain):
+        if ratio(model.config.hr_step) != ratio(after.config.lr_step):
+            raise DataError(
+                f"{model.path} makes cells of {model.config.hr_step:g} degree, {after.path} takes cells of "
+                f"{after.config.lr_step:g} degree; expected one step: in --checkpoint each model takes what the one "
+                "before makes"
+            )
+    targets = [model.config.target for model in chain]
+    target = next(name for name in ("interpolate", "paired", "coarsen") if name in targets)
+    for model in chain[: len(chain) * (len(set(targets)) > 1)]:
+        if model.config.target == "interpolate":
+            log(f"WARNING: {model.path} learned to interpolate: the detail that it adds to this chain is not real")
+    return replace(chain[0].config, hr_step=chain[-1].config.hr_step, target=target)
+
+
+def in_a_chain(model):
+    """One Model in words, for the outputs of a chain."""
+    config, amounts = model.config, "" if model.generator.config.conserve else ", amounts not conserved"
+    steps = f"{config.lr_step:g} to {config.hr_step:g} degree"
+    return f"{model.path.name} {utils.digest(model.path)}, {steps}, target {config.target}{amounts}"
+
+
+class Link(NamedTuple):
+    """A Model of a chain on a region: the Grid of its LR cells, and its static fields there."""
+
+    model: Model
+    grid: Grid
+    maps: np.ndarray | None
+
+
+def links_on(plan, chain):
+    """The Links of a chain over the region of a Plan.
+
+    Raises: DataError: a model that is tied to another region, or static fields that do not cover it.
+    """
+    links, grid = [], plan.lr
+    for model in chain:
+        try:
+            refuse_tied(grid, model.region_cells)
+        except DataError as error:
+            raise DataError(f"{model.path}: {error}") from None
+        fine = grid.refine(model.config.scale)
+        links.append(Link(model, grid, model.static.on(fine) if model.static else None))
+        grid = fine
+    return links
 
 
 class Candidate(NamedTuple):
@@ -396,51 +477,83 @@ def check_period(model, fields, split, any_period):
 # ---------------------------------------------------------------- one field
 
 
-def check_room(args, fields, generator):
-    """Raise DataError where memory does not suffice for the members of a tile: before earlier results are moved."""
-    shapes = {field.plan.lr.shape for field in fields}
-    tiles = [tile_shape(generator, args.members, shape, args.tile) for shape in shapes]
-    pixels = max((h + 2 * generator.ring) * (w + 2 * generator.ring) for h, w in tiles) * generator.scale**2
-    cells = max(h * w for h, w in shapes) * generator.config.channels
-    words = f"--members {args.members} on tiles of {pixels:,} pixels"
-    utils.check_memory(4 * args.members * (pixels + cells), words, utils.LESS)
+def check_room(args, fields, chain):
+    """Raise DataError where memory does not suffice for the members of a tile: before earlier results are moved.
 
-
-def _write_field(field, path, model, args, attrs, pace, maps, earlier):
-    """Downscale one LRField into one NetCDF file.
-
-    Args: maps: static fields on the HR cells of its LR cells, or None. earlier: results set aside once it is ready.
+    All models of a chain but the last make whole fields of all members; those after the first make one at a time.
     """
-    lr, plan, generator, started = field.values(), field.plan, model.generator, time.monotonic()
-    times, known, scale = utils.field_times(lr), np.isfinite(lr.values), generator.scale
-    names = {"title": "Downscaled precipitation", "source_file": lr.attrs["source"], "archive": lr.attrs.get("archive")}
-    names |= count_beyond(lr.values, model.knows) | {"in_training": "yes" if field.in_training else None}
-    tiles = downscale(
-        generator,
-        lr.values,
-        members=args.members,
-        seed=args.seed,
-        tile=args.tile,
-        day=str(times.get("time", field.index)),
-        origin=plan.origin,
-        pace=pace,
-        maps=maps,
-    )
-    members = args.members if args.members > 1 else None
-    with utils.NetCDFWriter(path, plan.hr.lat, plan.hr.lon, times, members, **names, **attrs) as writer:
-        for rows, cols, sr in tiles:
-            cells = known[tuple(slice(k.start // scale, k.stop // scale) for k in (rows, cols))]
-            if np.isfinite(sr).sum() != cells.sum() * args.members * scale**2:
-                raise DataError(
-                    f"{path}: the generator made values that are not finite from {lr.attrs['source']}, which holds "
-                    "none there; its training has diverged: take an earlier checkpoint, or train again"
-                )
-            writer.put(sr if members else sr[0], rows, cols)
+    shapes = {field.plan.lr.shape for field in fields}
+    total, members = 0, args.members
+    for generator in (model.generator for model in chain):
+        tiles = [tile_shape(generator, members, shape, args.tile) for shape in shapes]
+        pixels = max((h + 2 * generator.ring) * (w + 2 * generator.ring) for h, w in tiles) * generator.scale**2
+        cells = max(h * w for h, w in shapes)
+        whole = cells * generator.scale**2 if generator is not chain[-1].generator else 0
+        total += members * (pixels + cells * generator.config.channels + whole)
+        shapes, members = {(h * generator.scale, w * generator.scale) for h, w in shapes}, 1
+    utils.check_memory(4 * total, f"--members {args.members} on tiles of {pixels:,} pixels", utils.LESS)
+
+
+def _write_field(field, path, chain, args, attrs, pace, earlier):
+    """Downscale one LRField, with all members of an ensemble, into one NetCDF file.
+
+    Args: chain: Models. earlier: results set aside once it is ready.
+    """
+    lr, links, started = field.values(), links_on(field.plan, chain), time.monotonic()
+    times, source, number = utils.field_times(lr), lr.attrs["source"], args.members
+    names = {"title": "Downscaled precipitation", "source_file": source, "archive": lr.attrs.get("archive")}
+    names["correction"] = lr.attrs.get("correction")
+    names |= count_beyond(lr.values, chain[0].knows) | {"in_training": "yes" if field.in_training else None}
+    members, inputs = number if number > 1 else None, [("", lr.values)]
+    if "member" in lr.dims:
+        labels = lr.input_member.values
+        members = {"input_member": labels.repeat(number), "noise_member": np.tile(np.arange(number), len(labels))}
+        inputs = [(f"|{label}", values) for label, values in zip(labels, lr.values, strict=True)]
+    with utils.NetCDFWriter(path, field.plan.hr.lat, field.plan.hr.lon, times, members, **names, **attrs) as writer:
+        for k, (label, values) in enumerate(inputs):  # noise by what the member is called, not by its place
+            keys = [f"{args.seed}|{n}|{times.get('time', field.index)}{label}" for n in range(number)]
+            for which, rows, cols, sr in _through(links, values, keys, args.tile, pace, f"{path} from {source}"):
+                these = slice(k * number + which.start, k * number + which.stop)
+                writer.put(sr if members else sr[0], rows, cols, these)
         utils.set_aside(earlier)
     log(
-        f"{path}  {utils.when(times.get('time', ''))}  from {lr.attrs['source']}  "
+        f"{path}  {utils.when(times.get('time', ''))}  from {source}  "
         f"LR mean {np.nanmean(lr.values):.2f} mm  {time.monotonic() - started:.1f} s" + "; ".join(["", *said([names])])
     )
+
+
+def _through(links, lr, keys, tile, pace, words):
+    """Take one LR field through the Links of a chain: each makes one member of every member of the one before.
+
+    Only the last works for one tile after the other; those before it make whole fields, which are far smaller. Noise
+    is keyed by the place in the chain as well.
+
+    Args: lr (h, w), mm. keys: noise keys, one a member. words: the output and its source, for errors.
+    Yields: (members, rows, columns, sr): slices of the members and of the HR field, and sr as downscale yields it.
+    Raises: DataError: values that are not finite where lr is.
+    """
+    link, *rest = links
+    generator, scale, known = link.model.generator, link.model.generator.scale, np.isfinite(lr)
+    whole = np.empty((len(keys), *(n * scale for n in lr.shape)), np.float32) if rest else None
+    for rows, cols, sr in downscale(
+        generator, lr, keys=keys, tile=tile, origin=link.grid.origin, pace=pace, maps=link.maps
+    ):
+        cells = known[tuple(slice(k.start // scale, k.stop // scale) for k in (rows, cols))]
+        if np.isfinite(sr).sum() != cells.sum() * len(keys) * scale**2:
+            raise DataError(
+                f"{words}: {link.model.path} made values that are not finite from finite ones; its training has "
+                "diverged: take an earlier checkpoint, or train again"
+            )
+        if rest:
+            whole[:, rows, cols] = sr
+        else:
+            yield slice(0, len(keys)), rows, cols, sr
+    if rest:
+        for odd in said([count_beyond(whole, rest[0].model.knows)]):
+            log(f"WARNING: {words}, {rest[0].model.path}: {odd}")
+        for m, (field, key) in enumerate(zip(whole, keys, strict=True)):
+            for _, rows, cols, sr in _through(rest, field, [f"{key}|next"], tile, pace, words):
+                yield slice(m, m + 1), rows, cols, sr
 
 
 def downscale(
@@ -450,6 +563,7 @@ def downscale(
     members=1,
     seed=0,
     day="2023-08-01",
+    keys=None,
     origin=(0, 0),
     tile=None,
     device=None,
@@ -463,10 +577,11 @@ def downscale(
 
     Args:
         generator: a Generator. lr (h, w), mm, numpy; NaN is missing (filled from the nearest valid cell for the
-            network's eyes only). members, seed: ints. day: the valid time as text. origin: absolute row and column of
-            lr[0, 0]. tile: side in LR cells; None: tiles.tile_shape. device: None is the generator's.
-            pace: Threads that time each member of a tile. maps (S, h * scale, w * scale): static fields on the HR cells
-            (StaticFields.on), where the generator has any.
+            network's eyes only). members, seed: ints. day: the valid time as text. keys: instead of these three, a text
+            for each member that its noise is made from. origin: absolute row and column of lr[0, 0]. tile: side in LR
+            cells; None: tiles.tile_shape. device: None is the generator's. pace: Threads that time each member of a
+            tile. maps (S, h * scale, w * scale): static fields on the HR cells (StaticFields.on), where the generator
+            has any.
     Yields: (rows, columns, sr): slices of the HR field and sr (members, H, W), mm, float32, NaN exactly where the LR
         cell is missing.
     Raises: ValueError: lr is not 2-D, or negative or infinite somewhere.
@@ -481,7 +596,7 @@ def downscale(
     missing, s = np.isnan(lr), generator.scale
     filled = torch.from_numpy(fill_nearest(lr).astype(np.float32))[None, None].to(device)  # (1, 1, h, w)
     maps = None if maps is None else torch.from_numpy(np.asarray(maps, np.float32))[None].to(device)
-    keys = [f"{seed}|{m}|{day}" for m in range(members)]
+    keys = keys or [f"{seed}|{m}|{day}" for m in range(members)]
     for rows, cols, sr in make_tiles(generator, filled, keys, origin=origin, side=tile, pace=pace, maps=maps):
         cells = tuple(slice(k.start // s, k.stop // s) for k in (rows, cols))
         sr[:, missing[cells].repeat(s, 0).repeat(s, 1)] = np.nan

@@ -18,19 +18,27 @@ from limits import noted
 from utils import LISTS, DataError, log, read_output
 from verification import QQ_LEVELS, format_table, write_scores
 
-__all__ = ["NoCell", "analysed_days", "compare_cells", "compare_forecasts", "forecast_cells", "pair_cells", "report"]
+# fmt: off
+__all__ = [
+    "NoCell", "analysed_days", "compare_cells", "compare_forecasts", "compare_uncorrected", "forecast_cells",
+    "pair_cells", "report",
+]
+# fmt: on
 
 
-def report(out, paths, inputs, analyses):
+def report(out, paths, inputs, analyses, uncorrected=None):
     """Compare downscaled fields with their own input and with analysed days: print the table, write {out}/scores.csv.
 
-    Args: paths, inputs, analyses: of forecast_cells. Returns: what forecast_cells does, for the pictures.
+    Args: paths, inputs, analyses: of forecast_cells. uncorrected: the inputs before their bias was corrected, or None.
+    Returns: what forecast_cells does, for the pictures.
     """
     cells = forecast_cells(paths, inputs, analyses)
     if not cells:
         log("every cell of the input is missing: nothing to compare")
         return cells
     rows = noted(compare_forecasts(cells), paths)
+    if uncorrected and "analysed day" in cells:
+        rows += compare_uncorrected(uncorrected, analyses)
     write_scores(Path(out) / "scores.csv", rows)
     log(format_table(rows))
     skill = "; skill: the forecast against the analysed day" * (len(rows) > 1)
@@ -63,6 +71,9 @@ def analysed_days(data_folder):
 def forecast_cells(paths, inputs, analyses):
     """Pair each downscaled forecast with its own input, and with the analysed day of its date where there is one.
 
+    Members made from an ensemble are paired with the input member that they were made from. Where files have different
+    numbers of members the first of each are compared with the analysed day, as many as all have.
+
     Args: paths: NN_pre_sr.nc. inputs: their LR DataArrays, mm, in the same order. analyses: {date: DataArray}, mm.
     Returns: {"own input": results of pair_cells, "analysed day": the same}; without the latter, and saying so, where no
         date fits or no analysed cell lies whole inside.
@@ -71,13 +82,27 @@ def forecast_cells(paths, inputs, analyses):
     for path, lr in zip(paths, inputs, strict=True):
         sr = read_output(path)
         step = int(sr.attrs["scale"]) * float(np.abs(np.diff(sr.lat)).mean()) if "scale" in sr.attrs else None
-        cells["own input"].append(pair_cells(sr, lr, step=step))  # also of one row of cells
+        pairs = [pair_cells(*beside, step=step) for beside in _by_input(sr, lr)]  # also of one row of cells
+        cells["own input"].append(tuple(np.concatenate(values, -1) for values in zip(*pairs, strict=True)))
         if str(sr.time.values)[:10] in analyses:
             with contextlib.suppress(NoCell):
                 cells["analysed day"].append(pair_cells(sr, analyses[str(sr.time.values)[:10]]))
     if analyses and not cells["analysed day"]:
         log("no analysed day has the date of a forecast and a whole cell inside it: compared with their own input only")
+    numbers = {len(members) for members, _ in cells["analysed day"]}
+    if len(numbers) > 1:
+        least = min(numbers)
+        log(f"forecasts of {', '.join(map(str, sorted(numbers)))} members: the first {least} of each are compared")
+        cells["analysed day"] = [(members[:least], truth) for members, truth in cells["analysed day"]]
     return {name: pairs for name, pairs in cells.items() if sum(known.size for _, known in pairs)}
+
+
+def _by_input(sr, lr):
+    """(members, input) for each input member; one pair where the input is no ensemble."""
+    if "member" not in lr.dims:
+        return [(sr, lr)]
+    labels = lr.input_member.values.tolist()
+    return [(sr.isel(member=sr.input_member.values == label), lr.isel(member=k)) for k, label in enumerate(labels)]
 
 
 def compare_forecasts(cells):
@@ -87,6 +112,32 @@ def compare_forecasts(cells):
     """
     names = {"own input": "consistency: own input", "analysed day": "skill: analysed day"}
     return [compare_cells(names[reference], pairs) for reference, pairs in cells.items()]
+
+
+def compare_uncorrected(inputs, analyses):
+    """Score forecasts as their files have them against analysed days: what a correction is to be measured by.
+
+    Args: inputs: LR DataArrays, mm. analyses: {date: DataArray}, mm. Returns: a list of one row of compare_cells.
+    """
+    pairs = []
+    for lr in inputs:
+        if (date := str(lr.time.values)[:10]) in analyses:
+            fine = _repeated(lr, round(100 * float(np.abs(np.diff(lr.lat)).mean())))
+            with contextlib.suppress(NoCell):
+                pairs.append(pair_cells(fine, analyses[date]))
+    least = min(len(members) for members, _ in pairs)
+    return [compare_cells("before correction", [(members[:least], truth) for members, truth in pairs])]
+
+
+def _repeated(lr, times):
+    """Each cell of a DataArray as times x times cells of the same value, to take means over other cells."""
+    part = (np.arange(times) + 0.5) / times - 0.5
+    coords = {}
+    for name in ("lat", "lon"):
+        nodes = lr[name].values
+        coords[name] = (nodes[:, None] + part * (nodes[1] - nodes[0])).ravel()
+    values = lr.values.repeat(times, -2).repeat(times, -1)
+    return xr.DataArray(values, {**coords, "time": lr.time.values}, lr.dims)
 
 
 class NoCell(ValueError):

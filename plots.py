@@ -100,9 +100,9 @@ def plot_forecasts(folder, paths, inputs, cells):
     """
     folder = Path(folder)
     for index, (path, lr) in enumerate(zip(progress(paths, "drawing"), inputs, strict=True)):
-        save_figure(plot_maps(lr, read_output(path)), folder / f"{index:02d}_maps.png")
+        save_figure(plot_maps(_one_input(lr), read_output(path)), folder / f"{index:02d}_maps.png")
     index = int(np.argmax([np.nan_to_num(float(lr.mean())) for lr in inputs]))
-    beside = wettest_window(inputs[index], read_output(paths[index]))
+    beside = wettest_window(_one_input(inputs[index]), read_output(paths[index]))
     save_figure(_members_of(*beside), folder / "members.png", dpi="figure")
     _plot_cells(folder, paths, cells, inputs[0].attrs.get("archive"))
     log(f"drew {len(paths)} maps, members.png and {len(cells)} Q-Q plots in {folder}")
@@ -115,6 +115,11 @@ def _plot_cells(folder, paths, cells, archive):
         words = "; ".join([f"{len(pairs)} fields at the cells of the {name}", *limits.said_of(paths)])
         figure = plot_qq(known, made, caption=words, archive=archive, names=(name, "downscaled"))
         save_figure(figure, folder / f"qq_{name.replace(' ', '_')}.png")
+
+
+def _one_input(lr):
+    """The first member of an input ensemble, of which the first members were made; another input as it is."""
+    return lr.isel(member=0) if "member" in lr.dims else lr
 
 
 def save_figure(figure, path, *, dpi=110):
@@ -459,6 +464,8 @@ def _about(sr):
     said += [sr.attrs[key] for key in ("source", "source_file") if sr.attrs.get(key)]
     number = sr.sizes.get("member", 0)
     members = f", {number} member{'s' if number > 1 else ''}" if number else ""
+    if "input_member" in sr.coords:
+        members += f" of {np.unique(sr.input_member).size} input members, of which the first is shown"
     return [*said, f"{sr.sizes['lat']} x {sr.sizes['lon']} pixels{members}", *limits.said([sr.attrs])]
 
 

@@ -53,6 +53,7 @@ RAIN_NAMES = ("tp", "pr", "prcp", "precip", "precipitation", "tp_sum")
 MORE_NAMES = ("precipitationcal", "tot_prec", "apcp", "apcp_surface", "rr", "pre", "prec", "ppt", "rain", "rainfall")
 NO_NODES = r"projection|rotated|index|grid_|co-?lat|magnetic|corner|\bedge|\bleft|\bright"  # of degrees of cell centres
 LAT_NAMES, LON_NAMES = ("lat", "latitude", "y"), ("lon", "longitude", "x")
+MEMBERS = re.compile("number|member|realization|ens", re.I)  # in the name of the dimension of an ensemble
 JUMP = 20.0  # ratio of neighbouring maxima of files without units: above it metres stand beside millimetres
 CODE = 100.0  # mm; from here on an amount that many cells share exactly is taken for a code for missing
 PACKING_NOISE = -0.1  # mm; values from here to 0 come from packing and become 0, lower ones are an error
@@ -71,18 +72,20 @@ __all__ = [
 # ---------------------------------------------------------------- the one reader
 
 
-def read_field(path, units=None, known=None, period=None):
+def read_field(path, units=None, known=None, period=None, members=False):
     """Read the precipitation field of one input file, whatever its layout and units.
 
     Args: path: NetCDF file. units: units of its values (one of UNITS), whatever its attribute says; None: those of its
         attribute, or those decided from the values where only one reading is possible. known: units that stage 1 found,
         which its attribute must not contradict. period: the Period that stage 1 decided; None: what the file says.
-    Returns: DataArray `tp` (lat, lon), float32, mm per accumulation, lat descending, lon ascending in [-180, 180),
-        NaN = missing; scalar coordinates `time` and, for forecasts, `forecast_reference_time`; attribute `source`.
+        members: take all members of an ensemble (else they are refused).
+    Returns: DataArray `tp` ([member,] lat, lon), float32, mm per accumulation, lat descending, lon ascending in
+        [-180, 180), NaN = missing; scalar coordinates `time` and, for forecasts, `forecast_reference_time`; with
+        members the coordinate `input_member` (member), what the file calls them; attribute `source`.
     Raises: DataError: names the file, what was found, what was expected and what to do.
     """
     with understood(path), opened(path) as dataset:
-        return canonical(_load(dataset, path), path, units, dataset, known, period)
+        return canonical(_load(dataset, path, members), path, units, dataset, known, period, members)
 
 
 @contextlib.contextmanager
@@ -99,13 +102,13 @@ def understood(path):
         ) from None
 
 
-def canonical(field, path=None, units=None, dataset=None, undecided=None, period=None):
+def canonical(field, path=None, units=None, dataset=None, undecided=None, period=None, members=False):
     """Convert one DataArray to the form that read_field returns.
 
     Args: field: precipitation in any layout. path: its name gives the date where there is no time coordinate.
-        units, period: as in read_field. dataset: its variables hold the bounds of time and cells. undecided: units to
-        take where neither `units` nor an attribute gives them (known of read_field, or AS_STORED); None: decide them
-        from the values.
+        units, period, members: as in read_field. dataset: its variables hold the bounds of time and cells. undecided:
+        units to take where neither `units` nor an attribute gives them (known of read_field, or AS_STORED); None:
+        decide them from the values.
     Raises: DataError: as read_field.
     """
     import xarray as xr
@@ -114,7 +117,7 @@ def canonical(field, path=None, units=None, dataset=None, undecided=None, period
     try:
         refuse_other(field)
         _refuse_packing(field)
-        values, lats, lons = lay_out(field, dataset)
+        values, lats, lons = lay_out(field, dataset, members)
         bounds = time_bounds(field, dataset)
         time, reference = _field_times(field, path, bounds)
         own = own_units(field, overridden=units)
@@ -138,7 +141,10 @@ def canonical(field, path=None, units=None, dataset=None, undecided=None, period
         attrs |= {"period_hours": round(period.hours, 4), "period_from": period.source}
     if dataset is not None and "archive" in dataset.attrs:
         attrs["archive"] = shown(dataset.attrs["archive"])
-    return xr.DataArray(values, {"lat": grid.lat, "lon": grid.lon, **coords}, ("lat", "lon"), "tp", attrs)
+    if values.ndim > 2:
+        coords["input_member"] = "member", member_labels(field)
+    dims = ("member", "lat", "lon")[-values.ndim :]
+    return xr.DataArray(values, {"lat": grid.lat, "lon": grid.lon, **coords}, dims, "tp", attrs)
 
 
 def opened(path):
@@ -249,14 +255,14 @@ def _contents(dataset):
     return ", ".join(shown(word) for word in words[:6]) + (f" and {len(words) - 6} more" if len(words) > 6 else "")
 
 
-def _load(dataset, path):
+def _load(dataset, path, members=False):
     """`choose`, in memory.
 
     Raises: DataError: many fields in one, too many cells, damage, or as `choose`.
     """
     field = choose(dataset, path)
     try:
-        _dimensions(field, dataset)  # many times are told before anything is read
+        _dimensions(field, dataset, members)  # many times are told before anything is read
     except DataError as error:
         raise DataError(f"{path}: {_with_folder(error, path)}") from None
     if field.size > MAX_CELLS:
@@ -354,26 +360,29 @@ def _regrid(field, dataset):
     )
 
 
-def lay_out(field, dataset=None):
-    """Turn a field north up and west to east: (values (lat, lon), latitudes, longitudes in [-180, 180)), float64.
+def lay_out(field, dataset=None, members=False):
+    """Turn a field north up and west to east: (values ([member,] lat, lon), latitudes, longitudes in [-180, 180)).
+
+    All are float64.
 
     The nodes are the middles of the cells that lat and lon bounds give, where there are any.
 
     Raises: DataError: dimensions other than latitude and longitude, or nodes that are not ordered degrees.
     """
-    lat, lon, extra = _dimensions(field, dataset)
+    lat, lon, extra = _dimensions(field, dataset, members)
     lats, lons = (np.asarray(field.coords.variables[dim].values, "float64") for dim in (lat, lon))
     for name, nodes, limit in (("latitude", lats, 90), ("longitude", lons, 360)):
         if not np.isfinite(nodes).all() or np.abs(nodes).max(initial=0) > limit + 1e-4:
             raise DataError(f"{name} holds values that are no {name}s (limit {limit}); expected degrees")
     if dataset is not None:
         lats, lons = _middles(lats, lat, dataset), _middles(lons, lon, dataset)
-    values = np.asarray(field.variable.transpose(*extra, lat, lon).values, "float64").reshape(len(lats), len(lons))
+    shape = *(field.sizes[dim] for dim in extra if field.sizes[dim] > 1), len(lats), len(lons)
+    values = np.asarray(field.variable.transpose(*extra, lat, lon).values, "float64").reshape(shape)
     lons = np.where(lons >= 180 - 1e-6, lons - 360, np.where(lons < -180 - 1e-6, lons + 360, lons))
     rows, cols = np.argsort(-lats, kind="stable"), np.argsort(lons, kind="stable")
-    values, lats, lons = values[rows][:, cols], lats[rows], lons[cols]
-    if len(lons) > 1 and lons[1] - lons[0] < 1e-6 and np.array_equal(values[:, 0], values[:, 1], equal_nan=True):
-        values, lons = values[:, 1:], lons[1:]  # a global file whose first and last column are the same place
+    values, lats, lons = values[..., rows, :][..., cols], lats[rows], lons[cols]
+    if len(lons) > 1 and lons[1] - lons[0] < 1e-6 and np.array_equal(values[..., 0], values[..., 1], equal_nan=True):
+        values, lons = values[..., 1:], lons[1:]  # a global file whose first and last column are the same place
     for name, nodes, order in (("latitude", lats, rows), ("longitude", lons, cols)):
         if len(np.unique(nodes)) < len(nodes):
             raise DataError(f"{name} holds the same value twice; expected each node once")
@@ -428,16 +437,46 @@ def _middles(nodes, dim, dataset):
     return nodes if (polar | (np.abs(middles - nodes) < slack)).all() else np.where(polar, nodes, middles)
 
 
-def _dimensions(field, dataset=None):
-    """(latitude, longitude, the other dimensions, each of size 1) of a field, by name.
+def _dimensions(field, dataset=None, members=False):
+    """(latitude, longitude, the other dimensions, each of size 1 but, with members, that of an ensemble), by name.
 
     Raises: DataError: several fields in one, or as axes_of.
     """
     lat, lon = axes_of(field, dataset)
     extra = {dim: size for dim, size in field.sizes.items() if dim not in (lat, lon)}
-    if any(size != 1 and dim != "expver" for dim, size in extra.items()):
+    ensemble = member_dimension(field) if members else None
+    if any(size != 1 and dim not in ("expver", ensemble) for dim, size in extra.items()):
         raise DataError(_many(field, extra))
     return lat, lon, tuple(extra)
+
+
+def member_dimension(field):
+    """The dimension of a field that counts the members of an ensemble, two or more of them; None where there is none.
+
+    CF gives it the standard name realization or axis E; without both its name says so.
+    """
+    for dim, size in field.sizes.items():
+        attrs = field.coords.variables[dim].attrs if dim in field.coords else {}
+        said = str(attrs.get("standard_name", "")).lower() == "realization" or str(attrs.get("axis", "")).upper() == "E"
+        if size > 1 and (said or MEMBERS.search(str(dim))):
+            return dim
+    return None
+
+
+def member_labels(field):
+    """What a field calls the members of its ensemble: whole numbers or texts, 0, 1, ... where it says nothing.
+
+    Raises: DataError: two members of one name.
+    """
+    dim = member_dimension(field)
+    labels = field.coords.variables[dim].values if dim in field.coords else np.arange(field.sizes[dim])
+    if labels.dtype.kind == "f" and (labels == np.round(labels)).all():
+        labels = labels.astype("int64")
+    if labels.dtype.kind not in "iu":
+        labels = np.array([label.decode() if isinstance(label, bytes) else str(label) for label in labels.tolist()])
+    if len(set(labels.tolist())) < len(labels):
+        raise DataError(f"{dim} names a member twice; expected each once: {shown(str(labels.tolist()))}")
+    return labels
 
 
 def newest(field):
@@ -503,7 +542,7 @@ def _many(field, extra):
             return (
                 f"{name} has {extra}: {size} fields along {shown(dim)} ({shown(', '.join(map(str, inside)), 40)}); "
                 f"expected one field a file: choose one with {MAKE_DAYS} FOLDER --member NUMBER"
-                if re.search("number|member|realization|ens", str(dim), re.I)
+                if MEMBERS.search(str(dim))
                 else f"{name} has {extra}: {size} fields along {shown(dim)}; expected one field a file: take one out, "
                 f"for example with ncks -d {shown(dim)},0 IN OUT"
             )
@@ -681,15 +720,16 @@ def to_mm(values, units, hours=None):
         with np.errstate(invalid="ignore"):
             bad = np.isinf(mm) | (mm < PACKING_NOISE) | (mm > MAX_DAILY)
     if bad.any():
-        row, col = np.argwhere(bad)[0]
-        if values[row, col] < 0:  # a little below 0: made by interpolation; far below: a code
-            low, close = PACKING_NOISE / factor, values[row, col] * factor > -10
+        *member, row, col = where = np.argwhere(bad)[0]
+        value, words = values[tuple(where)], f"member {member[0]}, " if member else ""
+        if value < 0:  # a little below 0: made by interpolation; far below: a code
+            low, close = PACKING_NOISE / factor, value * factor > -10
             command = f"cdo {'setrtoc' if close else 'setrtomiss'},-1e30,{low:g}{',0' if close else ''} IN OUT"
             advice = f"{command} makes such cells {'0' if close else 'missing'}"
         else:
             advice = "wrong units? override with --units"
         raise DataError(
-            f"row {row} from the north, column {col} from the west holds {values[row, col]:g} {units} ({bad.sum()} "
+            f"{words}row {row} from the north, column {col} from the west holds {value:g} {units} ({bad.sum()} "
             f"such cell(s)); expected 0 to {MAX_DAILY:g} mm, NaN for missing; {advice}"
         )
     if not np.isfinite(mm).any():
@@ -700,11 +740,12 @@ def to_mm(values, units, hours=None):
 # ---------------------------------------------------------------- folders of files
 
 
-def inspect_files(paths, units="auto", period=None, valid_max=None):
+def inspect_files(paths, units="auto", period=None, valid_max=None, members=False):
     """Read every file once and decide the units of those that give none.
 
     Args: paths: list of files. units: `auto` or one of UNITS. period: hours; None: as each file says, or their
         spacing. valid_max: the largest amount that is rain, mm; None: up to MAX_DAILY, but no code for missing cells.
+        members: ensembles are taken (else refused).
     Returns: (records, faults): records of plain values (path, size, mtime_ns, time, forecast_reference_time, units,
         units_from, step, rows, cols, archive, variable, long_name, extent, period in hours or None, period_from,
         checksum of the values, mean and maximum in mm, missing as a share) of the good files in date order; faults:
@@ -713,7 +754,7 @@ def inspect_files(paths, units="auto", period=None, valid_max=None):
     records, faults = [], []
     for path in utils.progress(paths, "reading"):
         try:
-            records.append(_inspect(path, None if units == "auto" else units, period))
+            records.append(_inspect(path, None if units == "auto" else units, period, members))
         except DataError as error:
             faults.append(str(error))
     records, more = _decide_bare(records)
@@ -727,7 +768,7 @@ def _told(record):
     """A record with its mean, maximum (mm) and missing share instead of its sums in the file's units."""
     highest, total, count, _ = record.pop("summary")
     factor = AMOUNTS[record["units"]] if record["units_from"] == "values" else 1.0
-    mean, missing = total / max(count, 1) * factor, 1 - count / (record["rows"] * record["cols"])
+    mean, missing = total / max(count, 1) * factor, 1 - count / record.pop("values")
     cells, below = record["plateau"]
     record["plateau"] = cells, cells / max(count, 1), below * factor
     return {**record, "mean": round(mean, 4), "maximum": round(highest * factor, 3), "missing": round(missing, 5)}
@@ -799,12 +840,12 @@ def _decide_bare(records):
     return possible, faults
 
 
-def _inspect(path, units, hours=None):
+def _inspect(path, units, hours=None, members=False):
     """The record of one file; its units are AS_STORED where neither `units` nor an attribute gives them."""
     with understood(path), opened(path) as dataset:
-        field = _load(dataset, path)
+        field = _load(dataset, path, members)
         period = Period(hours, "--period") if hours else None
-        tp = canonical(field, path, units, dataset, undecided=AS_STORED, period=period)
+        tp = canonical(field, path, units, dataset, undecided=AS_STORED, period=period, members=members)
     (size, mtime_ns), grid, reference = stamp(path), grid_of(tp), tp.coords.get("forecast_reference_time")
     return {
         "path": Path(path).as_posix(),
@@ -821,6 +862,8 @@ def _inspect(path, units, hours=None):
         "variable": shown(field.name),
         "long_name": shown(text_of(field.attrs, "long_name")),
         "extent": grid.extent,
+        "members": tp.sizes.get("member", 1),
+        "values": tp.size,
         "period": tp.attrs.get("period_hours"),
         "period_from": tp.attrs.get("period_from", ""),
         "checksum": zlib.crc32(np.ascontiguousarray(tp.values)),
@@ -863,6 +906,11 @@ class Grid:
     @property
     def shape(self):
         return self.rows, self.cols
+
+    @property
+    def origin(self):
+        """(row, column) of the first cell, counted from the pole and from 180 W, so independent of the region."""
+        return int((90 - self.north) / self.step), int((self.west + 180) / self.step)
 
     @property
     def lat(self):

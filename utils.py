@@ -731,6 +731,11 @@ def digest(path):
 
 # ---------------------------------------------------------------- NetCDF output
 
+MEMBER_COORDINATES = {  # coordinates along the dimension `member`, and their attributes
+    "input_member": {"long_name": "member of the input ensemble that it was made from"},
+    "noise_member": {"long_name": "number of the noise that it was made with, from 0 on for each input member"},
+}
+
 
 class NetCDFWriter:
     """A CF-1.11 file of `tp`([time,] [member,] lat, lon), written in pieces, whole or not at all.
@@ -739,20 +744,16 @@ class NetCDFWriter:
     read_output drops it again. A field without a time has no such dimension.
 
     Args: path. lat, lon: cell centres. times: {"time": datetime64, "forecast_reference_time": datetime64}.
-        members: None for no such dimension, else their number. attrs: global attributes.
+        members: None for no such dimension, else their number, or {name: values} of coordinates along it. attrs:
+        global attributes.
     Use: `with NetCDFWriter(...) as out: out.put(values, rows, cols)`; what is never put is missing. Another thread
         compresses values while the next are made, so they must not be changed; no other NetCDF file may be open.
     """
 
     def __init__(self, path, lat, lon, times, members=None, **attrs):
-        self.path, self.lat, self.lon, self.times, self.members, self.attrs = (
-            Path(path),
-            lat,
-            lon,
-            times,
-            members,
-            attrs,
-        )
+        self.path, self.lat, self.lon, self.times, self.attrs = Path(path), lat, lon, times, attrs
+        self.named = members if isinstance(members, dict) else {}
+        self.members = len(next(iter(self.named.values()))) if self.named else members
         self.record = ("time",) if "time" in times else ()
 
     def __enter__(self):
@@ -790,8 +791,9 @@ class NetCDFWriter:
                 "cell_methods": "area: mean" + (" time: sum" if "time" in self.times else ""),
             }
         )
-        if "forecast_reference_time" in self.times:
-            self.tp.coordinates = "forecast_reference_time"
+        beside = [*self.named, *(name for name in self.times if name != "time")]
+        if beside:
+            self.tp.coordinates = " ".join(beside)
 
     def _coordinates(self):
         """Cell centres, members and times, each with its attributes."""
@@ -801,6 +803,10 @@ class NetCDFWriter:
         if self.members:
             words = {"standard_name": "realization", "long_name": "ensemble member"}
             self._variable("member", "i4", ("member",), np.arange(self.members), units="1", **words)
+        for name, values in self.named.items():
+            values, words = np.asarray(values), MEMBER_COORDINATES[name]
+            kind, units = ("i4", {"units": "1"}) if values.dtype.kind in "iu" else (str, {})
+            self._variable(name, kind, ("member",), values.astype(object if kind is str else kind), **words, **units)
         for name, value in self.times.items():
             seconds = np.datetime64(value, "s") - np.datetime64("1900-01-01T00:00:00", "s")
             words = {"standard_name": name, "long_name": name.replace("_", " ")}
@@ -821,14 +827,15 @@ class NetCDFWriter:
         variable[[0] if dims == ("time",) else ...] = values
         variable.setncatts(attrs)
 
-    def put(self, values, rows=slice(None), cols=slice(None)):
-        """Values ([member,] h, w) of these rows and columns; raises what went wrong with those before."""
+    def put(self, values, rows=slice(None), cols=slice(None), members=slice(None)):
+        """Values ([member,] h, w) of these rows and columns, and of these members where there is that dimension; raises
+        what went wrong with those before."""
         self._settle()
-        self.coming = self.thread.submit(self._put, values, rows, cols)
+        self.coming = self.thread.submit(self._put, values, rows, cols, members)
 
-    def _put(self, values, rows, cols):
+    def _put(self, values, rows, cols, members):
         with writing(self.path):
-            self.tp[(*[0] * len(self.record), Ellipsis, rows, cols)] = values
+            self.tp[(*[0] * len(self.record), *[members] * bool(self.members), rows, cols)] = values
 
     def _settle(self):
         """Wait until the values that were put last are in the file."""
@@ -848,7 +855,8 @@ def field_times(tp):
 
 def write_field(path, tp, **attrs):
     """One DataArray `tp` ([member,] lat, lon) as CF-1.11 NetCDF4; its attributes and `attrs` become global ones."""
-    members = tp.sizes.get("member")
+    named = {name: tp.coords[name].values for name in MEMBER_COORDINATES if name in tp.coords}
+    members = named or tp.sizes.get("member")
     kept = {key: value for key, value in tp.attrs.items() if key != "units"}
     with NetCDFWriter(path, tp.lat.values, tp.lon.values, field_times(tp), members, **{**kept, **attrs}) as out:
         out.put(tp.values)

@@ -21,6 +21,7 @@ FLOORS = {
     "models": 2,
     "static": 2,
     "windows": 2,
+    "correction": 3,
     "critic": 3,
     "forecasts": 3,
     "realism": 3,
