@@ -4,6 +4,7 @@ Reads   {data-folder}/PreObj.json (stage 1) and a checkpoint (stage 2); PreEval.
 Writes  {out}/NN_pre_sr.nc, NN = position in the list, tp(time, [member,] lat, lon), mm; scores.csv
 
     python 4downscale_obj.py --members 8
+    python 4downscale_obj.py --members 8 --correct Data/JsonPath    # forecasts corrected to the training days
 """
 
 from pathlib import Path
@@ -14,12 +15,24 @@ from downscaling import alone, downscale_list, downscale_parser
 SPLIT, OUT = "obj", "Data/DataResults/ResultObj"
 
 
+def parse_args(argv=None):
+    parser = downscale_parser(__doc__, OUT)
+    words = (
+        "correct the forecasts' bias first, by quantile mapping to the training days that stage 1 listed in this "
+        "folder (never those of the forecasts' dates); forecasts listed there are compared with them, else those at "
+        "hand: a few say little, and only as much is corrected as their weather cannot explain"
+    )
+    parser.add_argument("--correct", metavar="DIR", help=words)
+    return parser.parse_args(argv)
+
+
 def compare(args, fields, paths):
     """Compare the forecasts with their own input (consistency) and with analysed days (skill): print, write, draw."""
     import forecasts
 
-    inputs = [field.values() for field in fields]
-    cells = forecasts.report(args.out, paths, inputs, forecasts.analysed_days(args.data_folder))
+    inputs, analyses = [field.values() for field in fields], forecasts.analysed_days(args.data_folder)
+    uncorrected = [field.raw() for field in fields] if args.correct else None
+    cells = forecasts.report(args.out, paths, inputs, analyses, uncorrected)
     if args.plots:
         import plots
 
@@ -27,9 +40,13 @@ def compare(args, fields, paths):
 
 
 def main(argv=None):
-    args = downscale_parser(__doc__, OUT).parse_args(argv)
+    args, correction = parse_args(argv), None
+    if args.correct:
+        from correction import Correction
+
+        correction = Correction(args.correct, args.data_folder, args.any_period)
     with alone(args):
-        _, fields, paths = downscale_list(args, SPLIT)
+        _, fields, paths = downscale_list(args, SPLIT, correction)
         if len(paths) == len(fields):  # a shard of the list is not compared
             compare(args, fields, paths)
 
