@@ -14,6 +14,7 @@ import utils
 import verification
 from datasets import DataConfig, SRDataset
 from downscaling import Link, Model, downscale
+from limits import Knowledge
 from reader import Grid, ratio
 from utils import DataError
 
@@ -41,7 +42,7 @@ def chain_of(*generators, north=30.5, west=106, shape=(4, 5), maps=None):
     """Links of generators over a region of 1 degree cells."""
     grid, links = Grid(ratio(north), ratio(west), ratio(1), *shape), []
     for generator in generators:
-        model = Model(Path("x.pth"), DataConfig(), generator, None, None, {}, {})
+        model = Model(Path("x.pth"), DataConfig(), generator, None, None, Knowledge(), {})
         links.append(Link(model, grid, maps))
         grid = grid.refine(generator.scale)
     return links
@@ -176,7 +177,7 @@ def test_a_link_that_has_diverged_is_named(home, fine, tmp_path, monkeypatch):
     argv = ["--data-folder", home.lists, "--out", tmp_path / "out", "--checkpoint", home.coarsen, tmp_path / "nan.pth"]
     words = said(3, argv, monkeypatch)
     assert "00_pre_sr.nc" in words and "nan.pth made values that are not finite" in words
-    assert not list((tmp_path / "out").iterdir())
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_memory_of_a_chain_is_that_of_its_whole_fields_between(home, fine, monkeypatch):

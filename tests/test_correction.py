@@ -21,17 +21,19 @@ def days_of(rng, count, shape=(17, 17), dry=0.4):
 
 
 def archive(folder, forecasts=4, days=120, factor=1.0, first="2023-08-12", past=False, dry=0.4):
-    """Lists of analysed days at 1 degree (Augusts from 1990 on) and forecasts at 0.4 degree, `factor` times as wet.
+    """Lists of analysed days at 1 degree (Augusts from 1990 on) and forecasts, `factor` times as wet, at 0.4 degree (of
+    the same texture: each cell is the nearest of 1 degree).
 
     past: the forecasts are of dates that have analysed days.
     """
     rng = np.random.default_rng(0)
+    near = [np.abs(ours[:, None] - theirs).argmin(1) for ours, theirs in ((FINE_LAT, LAT), (FINE_LON, LON))]
     dates = [np.datetime64(f"{1990 + k // 30}-08-01") + k % 30 for k in range(days)]
     for date, values in zip(dates, days_of(rng, days), strict=True):
         write_nc(folder / f"days/{date}.nc".replace("-", "_"), values, LAT, LON, attrs={"units": "mm"})
     for k in range(forecasts):
         date = dates[k] if past else np.datetime64(first) + k
-        values = factor * days_of(rng, 1, (21, 21), dry)[0]
+        values = factor * days_of(rng, 1, dry=dry)[0][np.ix_(*near)]
         write_nc(folder / f"fc/{date}.nc".replace("-", "_"), values, FINE_LAT, FINE_LON, attrs={"units": "mm"})
     run(1, "--train-folders", folder / "days", "--obj-folders", folder / "fc", "--output-folder", folder / "lists")
     return folder / "lists"

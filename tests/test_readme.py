@@ -137,6 +137,12 @@ def typed(tmp_path_factory):
         weights = {"updates": 0, "weights": model.state_dict()}
         settings = {"data_config": asdict(config), "generator_config": asdict(model.config)}
         save_checkpoint(home / f"Data/SavedModels/daily_x{scale}.pth", {**settings, "ema": weights})
+    for name, scale, lr_step, hr_step in (("my_x10", 10, 0.4, 0.04), ("my_x4", 4, 0.04, 0.01)):
+        model = make(scale, channels=8, noise_channels=1)
+        config = DataConfig("coarsen", region="all", lr_step=lr_step, hr_step=hr_step)
+        weights = {"updates": 0, "weights": model.state_dict()}
+        settings = {"data_config": asdict(config), "generator_config": asdict(model.config)}
+        save_checkpoint(home / f"Data/SavedModels/{name}.pth", {**settings, "ema": weights})
     return home
 
 
