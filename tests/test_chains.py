@@ -10,6 +10,7 @@ import xarray as xr
 from conftest import block_means, lr_rain, make, outputs, run3, said
 
 import downscaling
+import tiles
 import utils
 import verification
 from datasets import DataConfig, SRDataset
@@ -85,22 +86,22 @@ def test_each_link_makes_one_member_of_each_member_of_the_one_before():
 def test_noise_of_links_is_keyed_by_cell_and_by_link():
     """Another region with the same cells makes the same rain there; the same model twice draws its noise anew."""
     first, second = make(2, noise_channels=1), make(2, seed=1)
-    lr = np.full((12, 12), 5.0, np.float32)
-    wide, part = chain_of(first, second, shape=(12, 12)), chain_of(first, second, north=29.5, west=107, shape=(10, 10))
-    a, b = through(wide, lr)[0], through(part, lr[:10, :10])[0]
-    np.testing.assert_allclose(b[20:24, 20:24], a[24:28, 24:28], rtol=1e-4)
+    lr, keys = np.full((30, 30), 5.0, np.float32), KEYS[:1]
+    wide, part = chain_of(first, second, shape=(30, 30)), chain_of(first, second, north=29.5, west=107, shape=(28, 28))
+    a, b = through(wide, lr, keys)[0], through(part, lr[:28, :28], keys)[0]
+    np.testing.assert_allclose(b[56:64, 56:64], a[60:68, 60:68], rtol=1e-3)  # far from both edges
     keys = set()
-    original = downscaling._cell_noise
+    original = tiles._cell_noise
 
     def spy(channels, grid, key, row, column):
         keys.add(key)
         return original(channels, grid, key, row, column)
 
-    downscaling._cell_noise = spy
+    tiles._cell_noise = spy
     try:
         through(chain_of(first, first), lr[:2, :2], keys=KEYS[:1])
     finally:
-        downscaling._cell_noise = original
+        tiles._cell_noise = original
     assert keys == {KEYS[0], f"{KEYS[0]}|next"}
 
 
@@ -190,9 +191,9 @@ def test_memory_of_a_chain_is_that_of_its_whole_fields_between(home, fine, monke
         args = downscaling.downscale_parser("", "x").parse_args(["--members", str(members)])
         args.tile = tile
         downscaling.check_room(args, fields, links)
-    whole, channels = 4 * 8 * 50 * 50, links[0].generator.config.channels
-    tile = 4 * (8 * 20 * 20 + 20 * 20)
-    assert asked[2] == whole + tile + 4 * channels * (8 * 25 + 50 * 50)
+    ring, channels = links[0].generator.ring, links[0].generator.config.channels
+    tile, whole = (2 + 2 * ring) ** 2 * 100, 50 * 50  # the next model's input cells are those of the whole field
+    assert asked[2] == 4 * (8 * (tile + whole + channels * 25) + tile + channels * whole)
     assert asked[0] < asked[1] and asked[2] < asked[1]
     with pytest.raises(DataError, match="expected one step"):
         downscaling.chain_config([model._replace(config=DataConfig()) for model in links])
