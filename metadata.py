@@ -54,6 +54,7 @@ TIME_UNITS = {"nanosecond": 1e-9, "second": 1, "sec": 1, "s": 1, "minute": 60, "
 TIME_UNITS |= {"h": 3600, "day": 86400, "d": 86400}
 STEP_UNITS = {"s": 1 / 3600, "m": 1 / 60, "h": 1, "d": 24, "0": 1 / 60, "1": 1, "2": 24, "10": 3, "11": 6, "12": 12}
 STEP_UNITS |= {"13": 1 / 3600, "254": 1 / 3600}  # of GRIB_stepUnits in hours, by GRIB's code or letter
+MEMBERS = re.compile("number|member|realization|ens", re.I)  # in the name of the dimension of an ensemble
 MAKE_DAYS = "python 1create_data_lists.py --make-days"  # the command that turns files of many times into days
 BASE = {  # unit: powers of length, mass and time, and its size in m, kg, s
     **dict.fromkeys(("m", "meter", "metre"), (1, 0, 0, 1.0)),
@@ -66,10 +67,10 @@ FACTOR = re.compile(r"\s*(/)?\s*(\d+(?:\.\d+)?)?\s*([a-z]+)(?:\s?(-\d+)|(\d+))?"
 
 # fmt: off
 __all__ = [
-    "AMOUNTS", "AS_STORED", "MAKE_DAYS", "NOTHING", "Period", "RAIN", "RATES", "UNITS", "bounds_variable", "dates",
-    "in_words", "list_period", "name_times", "other_quantity", "own_units", "parse_period", "period_of",
-    "refuse_other", "said", "seconds_of", "settle_periods", "text_of", "time_bounds", "time_roles",
-    "unit_factor",
+    "AMOUNTS", "AS_STORED", "MAKE_DAYS", "MEMBERS", "NOTHING", "Period", "RAIN", "RATES", "UNITS", "bounds_variable",
+    "dates", "in_words", "list_period", "member_dimension", "member_labels", "name_times", "other_quantity",
+    "own_units", "parse_period", "period_of", "refuse_other", "said", "seconds_of", "settle_periods", "text_of",
+    "time_bounds", "time_roles", "unit_factor",
 ]
 # fmt: on
 
@@ -132,6 +133,38 @@ def refuse_other(field):
             "choose another variable; if that attribute is wrong, take it away, for example with ncatted -a "
             f"{words.split()[0]},{shown(field.name or 'tp')},d,, FILE"
         )
+
+
+# ---------------------------------------------------------------- members of an ensemble
+
+
+def member_dimension(field):
+    """The dimension of a field that counts the members of an ensemble, two or more of them; None where there is none.
+
+    CF gives it the standard name realization or axis E; without both its name says so.
+    """
+    for dim, size in field.sizes.items():
+        attrs = field.coords.variables[dim].attrs if dim in field.coords else {}
+        words = str(attrs.get("standard_name", "")).lower(), str(attrs.get("axis", "")).upper()
+        if size > 1 and (words[0] == "realization" or words[1] == "E" or MEMBERS.search(str(dim))):
+            return dim
+    return None
+
+
+def member_labels(field):
+    """What a field calls the members of its ensemble: whole numbers or texts, 0, 1, ... where it says nothing.
+
+    Raises: DataError: two members of one name.
+    """
+    dim = member_dimension(field)
+    labels = field.coords.variables[dim].values if dim in field.coords else np.arange(field.sizes[dim])
+    if labels.dtype.kind == "f" and (labels == np.round(labels)).all():
+        labels = labels.astype("int64")
+    if labels.dtype.kind not in "iu":
+        labels = np.array([label.decode() if isinstance(label, bytes) else str(label) for label in labels.tolist()])
+    if len(set(labels.tolist())) < len(labels):
+        raise DataError(f"{dim} names a member twice; expected each once: {shown(str(labels.tolist()))}")
+    return labels
 
 
 # ---------------------------------------------------------------- times

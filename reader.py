@@ -29,11 +29,14 @@ from metadata import (
     AMOUNTS,
     AS_STORED,
     MAKE_DAYS,
+    MEMBERS,
     NOTHING,
     RAIN,
     UNITS,
     Period,
     dates,
+    member_dimension,
+    member_labels,
     name_times,
     other_quantity,
     own_units,
@@ -53,7 +56,6 @@ RAIN_NAMES = ("tp", "pr", "prcp", "precip", "precipitation", "tp_sum")
 MORE_NAMES = ("precipitationcal", "tot_prec", "apcp", "apcp_surface", "rr", "pre", "prec", "ppt", "rain", "rainfall")
 NO_NODES = r"projection|rotated|index|grid_|co-?lat|magnetic|corner|\bedge|\bleft|\bright"  # of degrees of cell centres
 LAT_NAMES, LON_NAMES = ("lat", "latitude", "y"), ("lon", "longitude", "x")
-MEMBERS = re.compile("number|member|realization|ens", re.I)  # in the name of the dimension of an ensemble
 JUMP = 20.0  # ratio of neighbouring maxima of files without units: above it metres stand beside millimetres
 CODE = 100.0  # mm; from here on an amount that many cells share exactly is taken for a code for missing
 PACKING_NOISE = -0.1  # mm; values from here to 0 come from packing and become 0, lower ones are an error
@@ -448,35 +450,6 @@ def _dimensions(field, dataset=None, members=False):
     if any(size != 1 and dim not in ("expver", ensemble) for dim, size in extra.items()):
         raise DataError(_many(field, extra))
     return lat, lon, tuple(extra)
-
-
-def member_dimension(field):
-    """The dimension of a field that counts the members of an ensemble, two or more of them; None where there is none.
-
-    CF gives it the standard name realization or axis E; without both its name says so.
-    """
-    for dim, size in field.sizes.items():
-        attrs = field.coords.variables[dim].attrs if dim in field.coords else {}
-        said = str(attrs.get("standard_name", "")).lower() == "realization" or str(attrs.get("axis", "")).upper() == "E"
-        if size > 1 and (said or MEMBERS.search(str(dim))):
-            return dim
-    return None
-
-
-def member_labels(field):
-    """What a field calls the members of its ensemble: whole numbers or texts, 0, 1, ... where it says nothing.
-
-    Raises: DataError: two members of one name.
-    """
-    dim = member_dimension(field)
-    labels = field.coords.variables[dim].values if dim in field.coords else np.arange(field.sizes[dim])
-    if labels.dtype.kind == "f" and (labels == np.round(labels)).all():
-        labels = labels.astype("int64")
-    if labels.dtype.kind not in "iu":
-        labels = np.array([label.decode() if isinstance(label, bytes) else str(label) for label in labels.tolist()])
-    if len(set(labels.tolist())) < len(labels):
-        raise DataError(f"{dim} names a member twice; expected each once: {shown(str(labels.tolist()))}")
-    return labels
 
 
 def newest(field):

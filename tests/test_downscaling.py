@@ -304,7 +304,7 @@ def test_a_generator_that_has_diverged_writes_nothing(home, tmp_path, monkeypatc
     torch.save(state, tmp_path / "nan.pth")
     words = said(3, ["--checkpoint", tmp_path / "nan.pth", "--out", tmp_path / "out"], monkeypatch)
     assert "00_pre_sr.nc" in words and "not finite" in words and "2023_08_01.nc" in words
-    assert not list((tmp_path / "out").iterdir())
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_units_are_part_of_what_was_asked_for(home, tmp_path):
