@@ -67,7 +67,7 @@ FACTOR = re.compile(r"\s*(/)?\s*(\d+(?:\.\d+)?)?\s*([a-z]+)(?:\s?(-\d+)|(\d+))?"
 
 # fmt: off
 __all__ = [
-    "AMOUNTS", "AS_STORED", "MAKE_DAYS", "MEMBERS", "NOTHING", "Period", "RAIN", "RATES", "UNITS", "bounds_variable",
+    "AMOUNTS", "AS_STORED", "MAKE_DAYS", "NOTHING", "Period", "RAIN", "RATES", "UNITS", "bounds_variable",
     "dates", "in_words", "list_period", "member_dimension", "member_labels", "name_times", "other_quantity",
     "own_units", "parse_period", "period_of", "refuse_other", "said", "seconds_of", "settle_periods", "text_of",
     "time_bounds", "time_roles", "unit_factor",

@@ -29,7 +29,6 @@ from metadata import (
     AMOUNTS,
     AS_STORED,
     MAKE_DAYS,
-    MEMBERS,
     NOTHING,
     RAIN,
     UNITS,
@@ -79,8 +78,7 @@ def read_field(path, units=None, known=None, period=None, members=False):
 
     Args: path: NetCDF file. units: units of its values (one of UNITS), whatever its attribute says; None: those of its
         attribute, or those decided from the values where only one reading is possible. known: units that stage 1 found,
-        which its attribute must not contradict. period: the Period that stage 1 decided; None: what the file says.
-        members: take all members of an ensemble (else they are refused).
+        which its attribute must not contradict. period: as stage 1 decided; None: the file's. members: take ensembles.
     Returns: DataArray `tp` ([member,] lat, lon), float32, mm per accumulation, lat descending, lon ascending in
         [-180, 180), NaN = missing; scalar coordinates `time` and, for forecasts, `forecast_reference_time`; with
         members the coordinate `input_member` (member), what the file calls them; attribute `source`.
@@ -363,9 +361,7 @@ def _regrid(field, dataset):
 
 
 def lay_out(field, dataset=None, members=False):
-    """Turn a field north up and west to east: (values ([member,] lat, lon), latitudes, longitudes in [-180, 180)).
-
-    All are float64.
+    """Turn a field north up, west to east: (values ([member,] lat, lon), lats, lons in [-180, 180)), all float64.
 
     The nodes are the middles of the cells that lat and lon bounds give, where there are any.
 
@@ -446,8 +442,8 @@ def _dimensions(field, dataset=None, members=False):
     """
     lat, lon = axes_of(field, dataset)
     extra = {dim: size for dim, size in field.sizes.items() if dim not in (lat, lon)}
-    ensemble = member_dimension(field) if members else None
-    if any(size != 1 and dim not in ("expver", ensemble) for dim, size in extra.items()):
+    allowed = "expver", member_dimension(field) if members else None
+    if any(size != 1 and dim not in allowed for dim, size in extra.items()):
         raise DataError(_many(field, extra))
     return lat, lon, tuple(extra)
 
@@ -515,7 +511,7 @@ def _many(field, extra):
             return (
                 f"{name} has {extra}: {size} fields along {shown(dim)} ({shown(', '.join(map(str, inside)), 40)}); "
                 f"expected one field a file: choose one with {MAKE_DAYS} FOLDER --member NUMBER"
-                if MEMBERS.search(str(dim))
+                if dim == member_dimension(field)
                 else f"{name} has {extra}: {size} fields along {shown(dim)}; expected one field a file: take one out, "
                 f"for example with ncks -d {shown(dim)},0 IN OUT"
             )
@@ -717,8 +713,7 @@ def inspect_files(paths, units="auto", period=None, valid_max=None, members=Fals
     """Read every file once and decide the units of those that give none.
 
     Args: paths: list of files. units: `auto` or one of UNITS. period: hours; None: as each file says, or their
-        spacing. valid_max: the largest amount that is rain, mm; None: up to MAX_DAILY, but no code for missing cells.
-        members: ensembles are taken (else refused).
+        spacing. valid_max: the largest rain, mm; None: up to MAX_DAILY, but no missing code. members: take ensembles.
     Returns: (records, faults): records of plain values (path, size, mtime_ns, time, forecast_reference_time, units,
         units_from, step, rows, cols, archive, variable, long_name, extent, period in hours or None, period_from,
         checksum of the values, mean and maximum in mm, missing as a share) of the good files in date order; faults:
@@ -741,7 +736,7 @@ def _told(record):
     """A record with its mean, maximum (mm) and missing share instead of its sums in the file's units."""
     highest, total, count, _ = record.pop("summary")
     factor = AMOUNTS[record["units"]] if record["units_from"] == "values" else 1.0
-    mean, missing = total / max(count, 1) * factor, 1 - count / record.pop("values")
+    mean, missing = total / max(count, 1) * factor, 1 - count / (record["rows"] * record["cols"] * record["members"])
     cells, below = record["plateau"]
     record["plateau"] = cells, cells / max(count, 1), below * factor
     return {**record, "mean": round(mean, 4), "maximum": round(highest * factor, 3), "missing": round(missing, 5)}
@@ -836,7 +831,6 @@ def _inspect(path, units, hours=None, members=False):
         "long_name": shown(text_of(field.attrs, "long_name")),
         "extent": grid.extent,
         "members": tp.sizes.get("member", 1),
-        "values": tp.size,
         "period": tp.attrs.get("period_hours"),
         "period_from": tp.attrs.get("period_from", ""),
         "checksum": zlib.crc32(np.ascontiguousarray(tp.values)),
