@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from operations import Fork, Mixed, channels_last, enlarge, joined, repeating, shuffled, trim, window_means
 from settings import GeneratorConfig, prime_factors
 from utils import DataError
 
@@ -147,8 +148,8 @@ class SRConModel(nn.Module):
             weight, bias = (
                 p.unflatten(0, (-1, self.factor**2)).transpose(0, 1) for p in (self.up.weight, self.up.bias)
             )
-            return trim(_shuffled(x, weight, bias, self.factor), self.surplus)
-        return trim(_shuffled(x, _repeating(self.up.weight), self.up.bias.expand(4, -1), 2), self.surplus + 1)
+            return trim(shuffled(x, weight, bias, self.factor), self.surplus)
+        return trim(shuffled(x, repeating(self.up.weight), self.up.bias.expand(4, -1), 2), self.surplus + 1)
 
 
 class DirectedNoise(nn.Module):
@@ -181,12 +182,10 @@ class DirectedNoise(nn.Module):
         Returns: (N, C, h, w), float32, of variance 1.
         """
         with torch.no_grad():  # directions last, as they lie in memory
-            drawn = F.conv2d(_channels_last(noise.flatten(0, 1)[:, None]), self.lines.to(noise.dtype))
+            drawn = F.conv2d(channels_last(noise.flatten(0, 1)[:, None]), self.lines.to(noise.dtype))
             drawn = drawn.permute(0, 2, 3, 1).float().unflatten(0, noise.shape[:2])  # (N, C, h, w, D)
         with torch.autocast(noise.device.type, enabled=False):
-            share = (flow.float().permute(0, 2, 3, 1) @ self.doubled.T).softmax(-1)
-            share = share * (share * (share @ self.alike)).sum(-1, keepdim=True).rsqrt()
-            return torch.stack([(field * share).sum(-1) for field in drawn.unbind(1)], 1)
+            return Mixed.apply(flow.float().permute(0, 2, 3, 1), drawn, self.doubled, self.alike)
 
 
 class SRResModel(nn.Module):
@@ -259,7 +258,7 @@ class SRResModel(nn.Module):
             where = maps[k].expand(len(x), -1, -1, -1) if maps else None
             near = None if drawn is None else trim(drawn, REACH - 1)
             streaks = self.directed(drawn, enlarge(flow, grid, self.halo, margin - 1)) if up.lay is not None else None
-            features = self.refine[k](up(features, _joined(features.dtype, copy, where, near), streaks))
+            features = self.refine[k](up(features, joined(features.dtype, copy, where, near), streaks))
             detail = self._laid(k, features, streaks, margin - 1 - self._spare(k))
             total = total + enlarge(detail, top // grid, self._spare(k), 0)
         return total
@@ -333,7 +332,7 @@ class Generator(nn.Module):
         noise = self._in_use(noise, 0)
         x, ground = self._transformed(lr) - self.centre, self._ground(lr.shape[-2:], maps)
         where = None if ground is None else F.avg_pool2d(ground, self.scale).expand(len(x), -1, -1, -1)
-        return F.pad(x, (self.net.halo,) * 4, mode="replicate"), self.net.trunk(_joined(x.dtype, x, where, noise))
+        return F.pad(x, (self.net.halo,) * 4, mode="replicate"), self.net.trunk(joined(x.dtype, x, where, noise))
 
     def detail(self, x, features, noise, crop, maps=None):
         """What the network makes of the part `crop`, before amounts are put on it; arguments as encode returned them.
@@ -602,20 +601,6 @@ def log_rain(amounts):
     return torch.log10(1 + 10 * amounts)
 
 
-def window_means(x, side):
-    """Means of x (..., H, W) over squares of `side` pixels, each half over the next; a remainder is left out.
-
-    Two products with small matrices: avg_pool2d adds every pixel four times, and takes three times as long.
-    """
-
-    def weights(pixels):  # (windows, pixels)
-        first = torch.arange(0, pixels - side + 1, max(1, side // 2), device=x.device)[:, None]
-        place = torch.arange(pixels, device=x.device)
-        return ((place >= first) & (place < first + side)).to(x.dtype) / side
-
-    return weights(x.shape[-2]) @ x @ weights(x.shape[-1]).T
-
-
 def fair_score(distance, members, target):
     """Mean distance of M members from the target less half that over their M (M - 1) pairs: unbiased for any M >= 2
     (Ferro 2014, doi 10.1002/qj.2270). One member: its distance."""
@@ -782,80 +767,6 @@ TRANSFORMS = {
 # ---------------------------------------------------------------- parts of the networks
 
 
-def _joined(dtype, *parts):
-    """Join tensors along the channels, leaving out None, in one type and memory layout (mixed ones are copied)."""
-    parts = [p.to(dtype) for p in parts if p is not None]
-    return (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).contiguous(memory_format=torch.channels_last)
-
-
-def _channels_last(x):
-    """x (N, C, H, W), each pixel's channels side by side in memory, also where C is 1 and torch sees no difference."""
-    return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
-
-
-def _shuffled(x, weight, bias, factor):
-    """Sub-pixel convolution: F.pixel_shuffle(conv2d(x)), but six times as fast in channels-last layout.
-
-    The filters stand in the order in which the pixels will lie in memory, so that rows of `factor` pixels are moved
-    whole; pixel_shuffle moves number by number.
-
-    Args: weight (factor * factor, C, c_in, k, k), bias (factor * factor, C).
-    Returns: (N, C, factor * (h - k + 1), ...).
-    """
-    made = F.conv2d(x, weight.flatten(0, 1), bias.flatten()).permute(0, 2, 3, 1)  # (N, h, w, factor * factor * C)
-    n, h, w, _ = made.shape
-    made = made.unflatten(3, (factor, -1)).transpose(2, 3)  # (N, h, factor, w, factor * C)
-    return made.reshape(n, h * factor, w * factor, -1).permute(0, 3, 1, 2)
-
-
-def _repeating(weight):
-    """Filters (4, C, c_in, 2, 2) of _shuffled that give what `weight` (C, c_in, 3, 3) gives of pixels repeated twice.
-
-    Two of the three pixels in a row are the same one: less than half of the arithmetic, and no repeated field.
-    """
-    taps = weight.new_tensor([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]])  # (place, pixel, tap)
-    return torch.einsum("pay,qbx,oiyx->pqoiab", taps, taps, weight).flatten(0, 1)
-
-
-class Fork(torch.autograd.Function):
-    """x (N, C, h, w), and x without n pixels on each side: a residual block's two ways.
-
-    The gradients meet by one addition in place; those of slices are filled up with zeros and copied first.
-    """
-
-    @staticmethod
-    def forward(ctx, x, n):
-        ctx.n = n
-        return x.detach(), x[..., n : x.shape[-2] - n, n : x.shape[-1] - n]
-
-    @staticmethod
-    def backward(ctx, whole, inner):
-        n = ctx.n
-        whole[..., n : whole.shape[-2] - n, n : whole.shape[-1] - n] += inner
-        return whole, None
-
-
-class Trim(torch.autograd.Function):
-    """x (N, C, h, w) without n pixels on each side; its gradient is channels-last, and written once."""
-
-    @staticmethod
-    def forward(ctx, x, n):
-        ctx.n = n
-        return x[..., n:-n, n:-n]
-
-    @staticmethod
-    def backward(ctx, inner):
-        n, (h, w) = ctx.n, inner.shape[-2:]
-        whole = inner.new_zeros(*inner.shape[:2], h + 2 * n, w + 2 * n).contiguous(memory_format=torch.channels_last)
-        whole[..., n:-n, n:-n] = inner
-        return whole, None
-
-
-def trim(x, n):
-    """Cut n pixels off each side of x (N, C, h, w)."""
-    return Trim.apply(x, n) if n else x
-
-
 def _width(channels, grid, scale):
     """Number of features at a grid: fewer where pixels are many (multiples of 8, for matrix units), at least 8."""
     many = scale >= MANY_PIXELS
@@ -906,24 +817,6 @@ def _icnr(conv, factor):
     with torch.no_grad():
         weight = conv.weight[:: factor**2].repeat_interleave(factor**2, 0)
         conv.weight.copy_(weight)
-
-
-def enlarge(x, grid, halo, margin):
-    """Interpolate x bilinearly: (N, 1, h + 2 halo, ...) -> (N, 1, grid h + 2 margin, ...), float32.
-
-    Two products with small matrices make only the pixels that are looked at: 6 to 30 times as fast as F.interpolate,
-    which makes those of the whole halo too (x100, crops of one cell). At its own grid x is cut.
-    """
-    if grid == 1:
-        return trim(x.float(), halo - margin)
-
-    def weights(cells):  # (grid h + 2 margin, h + 2 halo)
-        pixels = torch.arange(grid * (cells - 2 * halo) + 2 * margin, device=x.device)
-        place = (pixels - margin + 0.5) / grid - 0.5 + halo
-        return F.relu(1 - (place[:, None] - torch.arange(cells, device=x.device)).abs())
-
-    with torch.autocast(x.device.type, enabled=False):
-        return weights(x.shape[-2]) @ x.float() @ weights(x.shape[-1]).T
 
 
 def _vgg_weights(path):

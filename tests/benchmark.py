@@ -5,7 +5,7 @@ Writes  nothing but a temporary folder
 
     python tests/benchmark.py                          # all rows, about ten minutes
     python tests/benchmark.py --rows dataset cache     # some of them
-    python tests/benchmark.py --rows step --profile    # with the ten dearest operations of the training step
+    python tests/benchmark.py --profile                # where the time of both steps and of a country goes
 """
 
 import argparse
@@ -31,6 +31,8 @@ sys.path.insert(0, str(ROOT))
 
 import critic  # noqa: E402
 import datasets  # noqa: E402
+import downscaling  # noqa: E402
+import models  # noqa: E402
 import reader  # noqa: E402
 import settings  # noqa: E402
 import training  # noqa: E402
@@ -146,32 +148,72 @@ class ConvolutionFlops(TorchDispatchMode):
         return made
 
 
-def convolution_rate(step, profile):
-    """(GFLOP of a call, its seconds in convolutions, table of the dearest operations)."""
+def recorded(call):
+    """(table of torch's operations, wall time) of a call."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as record:
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+    return record.key_averages(), seconds
+
+
+def convolution_rate(step):
+    """(GFLOP of a call, its seconds in convolutions)."""
     with ConvolutionFlops() as counter:
         step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as record:
-        step()
-    names = (
-        "aten::mkldnn_convolution",
-        "aten::convolution_backward",
-        "aten::thnn_conv2d",
-        "aten::_slow_conv2d_forward",
+    kinds = KINDS["convolutions, forward"] + KINDS["convolutions, backward"]
+    return counter.total / 1e9, sum(e.self_cpu_time_total for e in recorded(step)[0] if e.key in kinds) / 1e6
+
+
+KINDS = {  # operations of torch by what they are for
+    "convolutions, forward": ("aten::mkldnn_convolution", "aten::thnn_conv2d", "aten::_slow_conv2d_forward"),
+    "convolutions, backward": ("aten::convolution_backward", "aten::_slow_conv2d_backward"),
+    "activations, both ways": ("aten::leaky_relu", "aten::leaky_relu_", "aten::leaky_relu_backward"),
+    "copies, zeros and sums": tuple(f"aten::{n}" for n in ("copy_", "add", "add_", "fill_", "zero_", "cat", "sum")),
+    "products": tuple(f"aten::{n}" for n in ("mm", "bmm", "addmm", "mul", "mul_", "div", "div_")),
+    "exponentials, logarithms, softmax": tuple(
+        f"aten::{n}" for n in ("exp", "log", "log10", "_softmax", "_softmax_backward_data", "rsqrt", "amax")
+    ),
+    "random numbers of torch": ("aten::normal_", "aten::random_"),
+}
+
+
+def shares(call):
+    """{what: share of the wall time of a call}, on one thread."""
+    table, seconds = recorded(call)
+    found = {what: sum(e.self_cpu_time_total for e in table if e.key in names) for what, names in KINDS.items()}
+    inside = sum(e.self_cpu_time_total for e in table if e.key.startswith(("aten::", "Optimizer")))
+    found["other operations of torch"] = inside - sum(found.values())
+    found["outside torch (windows, noise by key, interpreter)"] = max(1e6 * seconds - inside, 0)
+    return {what: spent / 1e6 / seconds for what, spent in found.items()}
+
+
+def show_profile(scratch):
+    """Print where the time of a content step, an adversarial step and 20 x 20 cells of a country goes."""
+    torch.set_num_threads(1)
+    lr = np.random.default_rng(0).gamma(0.3, 20, (20, 20)).astype(np.float32)
+    generator = models.load_generator(utils.load_checkpoint(ROOT / "Data" / "SavedModels" / "daily_x100.pth"))
+    calls = [partial(Run(scratch, adversarial).steps, 2 * critic.PENALTY_EVERY) for adversarial in (0, 1)]
+    calls.append(lambda: [None for _ in downscaling.downscale(generator, lr)])
+    for call in calls[:2]:
+        call()  # memory and kernels are prepared
+    found = [shares(call) for call in calls]
+    print(
+        "| where the time goes, one thread | content step | adversarial step | a country |\n| --- | --- | --- | --- |"
     )
-    table = record.key_averages()
-    spent = sum(e.self_cpu_time_total for e in table if e.key in names) / 1e6
-    return counter.total / 1e9, spent, table.table(sort_by="self_cpu_time_total", row_limit=10) if profile else ""
+    for what in found[0]:
+        print(f"| {what} | " + " | ".join(f"{each[what]:.0%}" for each in found) + " |", flush=True)
 
 
 def bench_step(args, scratch):
     """The training step, in both phases, and what share of the machine's matrix products its convolutions reach."""
-    rows, tables = [], []
+    rows = []
     for words, adversarial in (("content", 0), ("adversarial", 1)):
         run = Run(scratch, adversarial)
         each = 2 * critic.PENALTY_EVERY  # steps: half of them coarse, and two with the penalty
         steps = partial(run.steps, each)
         seconds = median_seconds(steps) / each
-        flops, spent, table = convolution_rate(steps, args.profile)
+        flops, spent = convolution_rate(steps)
         flops, spent = flops / each, spent / each
         dtype = run.state.amp or torch.float32
         a = torch.randn(2048, 2048, dtype=dtype)
@@ -190,37 +232,58 @@ def bench_step(args, scratch):
                 f"{spent / seconds:.0%} of the step is convolutions",
             )
         )
-        tables.append(table)
     yield from rows
-    print("\n".join(filter(None, tables)))
+
+
+COUNTRY = """
+import os, resource, sys, time, numpy as np
+sys.path.insert(0, sys.argv[1])
+import downscaling, models, utils
+generator = models.load_generator(utils.load_checkpoint(sys.argv[2]))
+rows, cols, members = map(int, sys.argv[4:])
+lr = np.random.default_rng(0).gamma(0.3, 20, (rows, cols)).astype("f4")
+lat, lon = (0.01 * np.arange(100 * n) for n in (rows, cols))
+wall, cpu = time.perf_counter(), time.process_time()
+with utils.NetCDFWriter(sys.argv[3], lat, lon, {}, members) as out:
+    for where in downscaling.downscale(generator, lr, members=members):
+        out.put(where[2], *where[:2])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(time.perf_counter() - wall, time.process_time() - cpu, peak)
+"""
+
+
+def country(scratch, rows, columns, members=1):
+    """(wall time, processor time, peak memory in GiB) of rows x columns LR cells, x100, into a NetCDF file."""
+    model, out = ROOT / "Data" / "SavedModels" / "daily_x100.pth", Path(scratch) / "out.nc"
+    words = [sys.executable, "-c", COUNTRY, str(ROOT), str(model), str(out), *map(str, (rows, columns, members))]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return [float(v) for v in done.stdout.split()]
 
 
 def bench_country(args, scratch):
     """Whole China, 70-140E x 15-55N, one day, 7100 x 4100 pixels, into a file; and half of it."""
-    generator = ROOT / "Data" / "SavedModels" / "daily_x100.pth"
-    code = (
-        "import sys, time, resource, numpy as np; sys.path.insert(0, sys.argv[1]);"
-        "import downscaling, models, utils;"
-        "state = utils.load_checkpoint(sys.argv[2]); g = models.load_generator(state);"
-        "rows, cols = 41, int(sys.argv[4]); lr = np.random.default_rng(0).gamma(0.3, 20, (rows, cols)).astype('f4');"
-        "out = np.lib.format.open_memmap(sys.argv[3], 'w+', 'f4', (rows * 100, cols * 100)); t = time.perf_counter();"
-        "[out.__setitem__((r, c), s[0]) for r, c, s in downscaling.downscale(g, lr)];"
-        "print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
-    )
-    found = []
-    for columns in (71, 36):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(ROOT), str(generator), str(Path(scratch) / "out.npy"), str(columns)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found.append([float(v) for v in done.stdout.split()])
-    (seconds, memory), (half, _) = found
+    (wall, cpu, memory), (half, _, _) = (country(scratch, 41, columns) for columns in (71, 36))
     yield (
         "whole China, 7100 x 4100 pixels, one member, x100",
-        f"{seconds:.0f} s, peak memory {memory:.1f} GiB; the area of 36 of 71 columns {half:.0f} s",
+        f"{wall:.0f} s ({cpu:.0f} s of processors), peak memory {memory:.1f} GiB; the area of 36 of 71 columns "
+        f"{half:.0f} s",
     )
+
+
+def bench_scaling(args, scratch):
+    """Processor time and memory by pixels and by members, and the exponents."""
+    for what, cases in (
+        ("pixels", [(f"{n * n}", n * n, (5 * n, 5 * n, 1)) for n in (1, 2, 4, 8)]),
+        ("members", [(f"{n}", n, (10, 10, n)) for n in (1, 4, 16)]),
+    ):
+        times = []
+        for label, size, case in cases:
+            _, cpu, memory = country(scratch, *case)
+            times.append((size, cpu))
+            words = f"{case[0]} x {case[1]} cells of 100 x 100 pixels, {case[2]} member(s)"
+            yield f"{what} {label} times: {words}", f"{cpu:.1f} s of processors, peak memory {memory:.2f} GiB"
+        slope = np.polyfit(*np.log(times[-3:]).T, 1)[0]
+        yield f"exponent of processor time by {what}, last three", f"{slope:.2f}"
 
 
 def bench_processes(args, scratch):
@@ -259,6 +322,7 @@ ROWS = {
     "dataset": bench_dataset,
     "step": bench_step,
     "country": bench_country,
+    "scaling": bench_scaling,
     "processes": bench_processes,
 }
 
@@ -271,12 +335,16 @@ def main():
     )
     parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=list(ROWS), help="parts to measure")
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4, 8], help="numbers of processes")
-    parser.add_argument("--profile", action="store_true", help="print the dearest operations of the training step")
+    parser.add_argument("--profile", action="store_true", help="print where the time goes, and no other row")
     args = parser.parse_args()
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
         f"{torch.get_num_threads()} thread(s)\n"
     )
+    if args.profile:
+        with tempfile.TemporaryDirectory() as scratch:
+            show_profile(scratch)
+        return
     print("| what | figure |\n| --- | --- |")
     with tempfile.TemporaryDirectory() as scratch:
         for name in args.rows:

@@ -13,6 +13,7 @@ FLOORS = {
     "limits": 1,
     "hdf5": 1,
     "metadata": 1,
+    "operations": 1,
     "settings": 1,
     "reader": 1,
     "threads": 1,

@@ -14,6 +14,7 @@ from conftest import lr_rain as rain
 from conftest import make, whole_field
 
 import models
+import operations
 from models import (
     ADVERSARIAL_LOSSES,
     TRANSFORMS,
@@ -587,7 +588,7 @@ def test_repeated_pixels_need_no_repeated_field():
         return F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, bias)
 
     def quick(x, weight, bias):
-        return models._shuffled(x, models._repeating(weight), bias.expand(4, -1), 2)
+        return operations.shuffled(x, operations.repeating(weight), bias.expand(4, -1), 2)
 
     assert_same_with_gradients(quick, plain, some(2, 3, 6, 5), some(4, 3, 3, 3, seed=1), some(4, seed=2))
 
@@ -597,7 +598,7 @@ def test_sub_pixel_convolution_is_that_of_pixel_shuffle():
         return F.pixel_shuffle(F.conv2d(x, weight, bias), 3)
 
     def quick(x, weight, bias):
-        return models._shuffled(x, *(p.unflatten(0, (-1, 9)).transpose(0, 1) for p in (weight, bias)), 3)
+        return operations.shuffled(x, *(p.unflatten(0, (-1, 9)).transpose(0, 1) for p in (weight, bias)), 3)
 
     assert_same_with_gradients(quick, plain, some(2, 3, 6, 5), some(18, 3, 3, 3, seed=1), some(18, seed=2))
 
@@ -610,7 +611,7 @@ def test_a_residual_block_adds_its_input(padding):
 
 
 def test_trim_cuts_and_its_gradient_is_zero_outside():
-    assert_same_with_gradients(lambda x: models.trim(x, 2), lambda x: x[..., 2:-2, 2:-2].clone(), some(2, 3, 9, 8))
+    assert_same_with_gradients(lambda x: operations.trim(x, 2), lambda x: x[..., 2:-2, 2:-2].clone(), some(2, 3, 9, 8))
 
 
 @pytest.mark.parametrize("side", [1, 2, 4, 7, 16, 20])
@@ -618,7 +619,7 @@ def test_window_means_are_those_of_pooling(side):
     def plain(x):
         return F.avg_pool2d(x, side, max(1, side // 2))
 
-    assert_same_with_gradients(lambda x: models.window_means(x, side), plain, some(2, 3, 20, 23))
+    assert_same_with_gradients(lambda x: operations.window_means(x, side), plain, some(2, 3, 20, 23))
 
 
 def test_noise_in_use_is_scaled_but_not_in_training():
@@ -634,3 +635,18 @@ def test_noise_in_use_is_scaled_but_not_in_training():
         net.eval(), plain.eval()
         assert torch.equal(net(lr, drawn, box), plain(lr, scaled, box))
         assert not torch.allclose(net(lr, drawn, box), plain(lr, drawn, box))
+
+
+def test_mixing_of_directions_has_the_gradient_of_its_formula():
+    lay = DirectedNoise().double()
+    drawn = torch.randn(2, 3, 6, 5, lay.DIRECTIONS, dtype=torch.float64, generator=source(1))
+
+    def plain(flow):
+        share = (flow @ lay.doubled.T).softmax(-1)
+        share = share / torch.einsum("nhwd,de,nhwe->nhw", share, lay.alike, share).sqrt()[..., None]
+        return (drawn * share[:, None]).sum(-1)
+
+    def quick(flow):
+        return operations.Mixed.apply(flow, drawn, lay.doubled, lay.alike)
+
+    assert_same_with_gradients(quick, plain, some(2, 6, 5, 2))
