@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from operations import Fork, Mixed, channels_last, enlarge, joined, repeating, shuffled, trim, window_means
+from operations import Fork, Jumps, Mixed, channels_last, enlarge, joined, repeating, shuffled, trim, window_means
 from settings import GeneratorConfig, prime_factors
 from utils import DataError
 
@@ -649,12 +649,8 @@ def local_structure(field, lags=(1, 2, 4, 8), block=24):
     for lag in lags:
         if min(x.shape[-2:]) < 3 * lag:
             break
-        middle = x[..., lag:-lag, lag:-lag]
-        h, w = middle.shape[-2:]
-        steps = ((0, lag), (lag, 0), (lag, lag), (-lag, lag))
-        jumps = [(x[..., lag + a : lag + a + h, lag + b : lag + b + w] - middle).abs() for a, b in steps]
-        side = min(max(block, 3 * lag), h, w)
-        parts.append(window_means(torch.cat(jumps, 1), side))
+        jumps = Jumps.apply(x, lag)
+        parts.append(window_means(jumps, min(max(block, 3 * lag), *jumps.shape[-2:])))
     return parts
 
 

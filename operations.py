@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 # fmt: off
 __all__ = [
-    "Fork", "Mixed", "channels_last", "enlarge", "joined", "repeating", "shuffled", "trim", "window_means",
+    "Fork", "Jumps", "Mixed", "channels_last", "enlarge", "joined", "repeating", "shuffled", "trim", "window_means",
 ]
 # fmt: on
 
@@ -79,6 +79,39 @@ class Mixed(torch.autograd.Function):
             at_share.addcmul_(field, slope[..., None])
         common = (share * at_share).sum(-1, keepdim=True)
         return share * at_share.addcmul_(beside, common, value=-1) @ doubled, None, None, None
+
+
+class Jumps(torch.autograd.Function):
+    """How much x (N, 1, H, W) differs from its neighbours `lag` pixels to the east, south, south-east and north-east.
+
+    (N, 4, H - 2 lag, W - 2 lag), without sign; the gradient is put together in one field.
+    """
+
+    @staticmethod
+    def forward(ctx, x, lag):
+        ctx.lag, (h, w) = lag, x.shape[-2:]
+        middle, *others = Jumps.places(lag, h, w)
+        jumps = torch.cat([x[other] - x[middle] for other in others], 1)
+        ctx.save_for_backward(jumps)
+        return jumps.abs()
+
+    @staticmethod
+    def backward(ctx, slopes):
+        lag, (jumps,) = ctx.lag, ctx.saved_tensors
+        slopes = slopes * jumps.sign()
+        n, _, h, w = slopes.shape
+        whole = slopes.new_zeros(n, 1, h + 2 * lag, w + 2 * lag)
+        middle, *others = Jumps.places(lag, h + 2 * lag, w + 2 * lag)
+        whole[middle] -= slopes.sum(1, keepdim=True)
+        for k, other in enumerate(others):
+            whole[other] += slopes[:, k : k + 1]
+        return whole, None
+
+    @staticmethod
+    def places(lag, h, w):
+        """Indices of the pixels that have all neighbours, and of those neighbours."""
+        steps = ((0, 0), (0, lag), (lag, 0), (lag, lag), (-lag, lag))
+        return [(..., slice(lag + a, h - lag + a), slice(lag + b, w - lag + b)) for a, b in steps]
 
 
 class Fork(torch.autograd.Function):

@@ -650,3 +650,13 @@ def test_mixing_of_directions_has_the_gradient_of_its_formula():
         return operations.Mixed.apply(flow, drawn, lay.doubled, lay.alike)
 
     assert_same_with_gradients(quick, plain, some(2, 6, 5, 2))
+
+
+@pytest.mark.parametrize("lag", [1, 2, 4])
+def test_jumps_are_differences_from_neighbours(lag):
+    def plain(x):
+        middle = x[..., lag:-lag, lag:-lag]
+        steps = ((0, lag), (lag, 0), (lag, lag), (-lag, lag))
+        return torch.cat([(x.roll((-a, -b), (-2, -1))[..., lag:-lag, lag:-lag] - middle).abs() for a, b in steps], 1)
+
+    assert_same_with_gradients(lambda x: operations.Jumps.apply(x, lag), plain, some(2, 1, 13, 17))
