@@ -208,7 +208,8 @@ def load_models(args, split):
         command = _command(args, split)
         more = {"static": args.static, "any_period": args.any_period}
         opened = [find_checkpoint(args.data_folder, split, region, command=command, **more)]
-    wanting = [state for _, state in opened if state.get("generator_config", {}).get("static_fields")]
+    with utils.reading(", ".join(str(path) for path, _ in opened)):
+        wanting = [state for _, state in opened if state.get("generator_config", {}).get("static_fields")]
     return [
         load_model(path, state, args, region, args.static if state in wanting or not wanting else ())
         for path, state in opened

@@ -408,22 +408,22 @@ def test_a_model_that_interpolates_is_named_with_one_that_knows_real_rain(
     ours, state = getattr(home, name), utils.load_checkpoint(getattr(home, name))
     shutil.copy(ours, "Data/SavedModels")
     state["data_config"] |= {"target": "coarsen", "region": "all"}
-    utils.save_checkpoint(tmp_path / f"Data/SavedModels/daily_{name}.pth", state)
+    utils.save_checkpoint(tmp_path / f"Data/SavedModels/radar_{name}.pth", state)
     run(number, "--members", 2, *(["--no-scores"] if number == 3 else []))
     words = capsys.readouterr().out
     assert f"taking {ours.name}, the first" in words and "the files hold its LR cells" in words
     (note,) = [line for line in words.splitlines() if line.startswith("NOTE: pre_srgan")]
     assert note.startswith(
-        f"NOTE: {ours.name} learned to interpolate; daily_{name}.pth knows real rain: python {number}"
+        f"NOTE: {ours.name} learned to interpolate; radar_{name}.pth knows real rain: python {number}"
     )
-    assert note.endswith(f"--checkpoint Data/SavedModels/daily_{name}.pth --region 106 110 26 30")
+    assert note.endswith(f"--checkpoint Data/SavedModels/radar_{name}.pth --region 106 110 26 30")
     before = outputs(tmp_path / f"Data/DataResults/Result{split.title()}")
     run(number, *shlex.split(note.split(".py ")[1]))
     after = outputs(tmp_path / f"Data/DataResults/Result{split.title()}")
     assert [field.shape for field in after] == [field.shape for field in before]
     for path in Path("Data/SavedModels").glob("pre_srgan*"):  # without a model of one's own the same command is offered
         path.unlink()
-    with pytest.raises(DataError, match=f"(?s)no model of yours.*daily_{name}.pth --region 106 110 26 30\n"):
+    with pytest.raises(DataError, match=f"(?s)no model of yours.*radar_{name}.pth --region 106 110 26 30\n"):
         downscaling.find_checkpoint(home.lists, split)
 
 
