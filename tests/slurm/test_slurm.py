@@ -146,14 +146,14 @@ def chain(slurm):
     return slurm
 
 
-def test_a_stage_that_fails_stops_those_behind_it(slurm):
-    said = slurm.call("bash", "jobs/pipeline.slurm.sh", ARGS1="--train-folders nowhere", SHARDS="2")
+def test_a_stage_that_fails_stops_those_behind_it(chain):  # whose stage 1 writes to the same folder
+    said = chain.call("bash", "jobs/pipeline.slurm.sh", ARGS1="--train-folders nowhere", SHARDS="2")
     first, *behind = re.findall(r"^(\d+)  \d", said, re.M)
-    assert slurm.ended(first) == {"FAILED"}
-    assert "error: nowhere" in slurm.log(f"stage-{first}")
+    assert chain.ended(first) == {"FAILED"}
+    assert "error: nowhere" in chain.log(f"stage-{first}")
     for number in behind:
-        wait_for(lambda number=number: slurm.states(number) == {"CANCELLED"}, 60, lambda: slurm.call("squeue"))
-        assert not slurm.log(f"*-{number}*")
+        wait_for(lambda number=number: chain.states(number) == {"CANCELLED"}, 60, lambda: chain.call("squeue"))
+        assert not chain.log(f"*-{number}*")
 
 
 def running(slurm, number, log):
