@@ -142,6 +142,23 @@ def test_the_checkpoint_that_is_kept_has_the_least_merit():
     assert state.best_weights == {"updates": 2, "weights": {"w": 2.0}} and state.scores == REAL and state.judged == 4
 
 
+@pytest.mark.parametrize(("ratio", "kept"), [(0.62, 6), (0.64, 4)])
+def test_the_adversarial_phase_may_cost_a_little_of_the_merit(home, tmp_path, monkeypatch, ratio, kept):
+    """Validations at steps 2, 4 and 6; the content phase ends at 4, with 0.6."""
+    found, plain = iter((0.7, 0.6, ratio)), validation.assess
+
+    def assess(net, windows, group, members=4):
+        scores, shown = plain(net, windows[:1], group, members)
+        return REAL | {"crps": 1.0, "spread_skill": 1.0, "mae_bilinear": 2.0, "ratio": next(found)}, shown
+
+    monkeypatch.setattr(validation, "assess", assess)
+    monkeypatch.setattr(validation.Validator, "calibrate", lambda validator, state, over: (1.0, 1.0))
+    path = tmp_path / "m.pth"
+    steps = ["--content-steps", 4, "--adversarial-steps", 2, "--epoch-steps", 2]
+    assert run(2, *TRAIN[:-2], *steps, "--checkpoint", path, "--runs", tmp_path / "runs") == 0
+    assert utils.load_checkpoint(path)["ema"]["updates"] == kept
+
+
 class Fitted:
     """A generator whose members are best at noise times `best`, and a state that holds it."""
 
