@@ -799,8 +799,8 @@ def _odd(records):
             yield f"{len(found)} {words}: {', '.join(found[:5])}{' ...' if len(found) > 5 else ''}"
     sums = Counter(r["checksum"] for r in records if r["maximum"] > 0)
     if same := [r["path"] for r in records if sums[r["checksum"]] > 1 and r["maximum"] > 0]:
-        more = " ..." if same[5:] else ""
-        yield f"NOTE: {len(same)} files hold the same values as another: {', '.join(map(shown, same[:5]))}{more}"
+        names = ", ".join(shown(Path(path).name) for path in same[:5])
+        yield f"NOTE: {len(same)} files hold the same values as another: {names}{' ...' if same[5:] else ''}"
     if len({r["step"] for r in records}) > 1 or len({r["archive"] for r in records if r["archive"]}) > 1:
         yield "NOTE: files of different steps or archives in one list"
     if len({r["variable"] for r in records}) > 1:

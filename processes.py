@@ -108,7 +108,8 @@ class Clock:
         yield
         self.validated += self.elapsed - began
         self.one = (self.elapsed - began) / share
-        self.reserve = self.one + self.fitting + SAVING
+        tries = self.fitting if self.one <= self.fitting else 0.0  # the noise is fitted by validations
+        self.reserve = self.one + tries + SAVING
 
     @property
     def elapsed(self):

@@ -121,8 +121,8 @@ def _train(config, path, args, group, clock):
         if state.judged != state.step:
             judge()
         if state.step > began[1]:
-            clock.reserve = SAVING
-            state.noise_scale, state.saved = validator.calibrate(state, lambda: group.largest(clock.over)), None
+            clock.reserve = clock.one + SAVING  # for one more try
+            state.noise_scale = validator.calibrate(state, lambda: group.largest(clock.over))
     if group.rank == 0:
         board.close()
         finish(state, path, args.export)
@@ -374,10 +374,10 @@ class State:
         )
         return {name: value for name, value in self.checkpoint().items() if name in names}
 
-    def save(self, path):
-        """Write the checkpoint of this step, once: the one before it is of an earlier step."""
-        if self.saved != self.step:
-            utils.save_checkpoint(path, self.checkpoint())
+    def save(self, path, again=False):
+        """Write the checkpoint of this step, once or, with what was found out since, again: `.previous` then stays."""
+        if again or self.saved != self.step:
+            utils.save_checkpoint(path, self.checkpoint(), keep=self.saved != self.step)
             self.saved = self.step
 
     def load(self, kept):
@@ -861,7 +861,7 @@ class Board:
 
 def finish(state, path, export):
     """Write the last checkpoint and the export, and say what stands against the model."""
-    state.save(path)
+    state.save(path, again=state.noise_scale != (1.0, 1.0))
     log(f"wrote {path} at step {state.step} of {state.steps}")
     if state.best_weights and (best := state.best_weights["updates"]) < state.step:
         log(

@@ -611,9 +611,9 @@ def adjust_learning_rate(optimizer, shrink_factor):
 # ---------------------------------------------------------------- checkpoints
 
 
-def save_checkpoint(path, state):
-    """A checkpoint of plain tensors and plain Python: written beside, read back, then renamed; the one before it stays
-    as `{path}.previous` until the next."""
+def save_checkpoint(path, state, *, keep=True):
+    """A checkpoint of plain tensors and plain Python: written beside, read back, then renamed; with `keep` the one
+    before it stays as `{path}.previous` until the next."""
     path = Path(path)
     with whole_file(path) as part:
         with writing(path):
@@ -621,7 +621,7 @@ def save_checkpoint(path, state):
 
             torch.save({"format": CHECKPOINT_FORMAT, "version": VERSION, **state}, part)
         load_checkpoint(part)
-        if path.exists():
+        if keep and path.exists():
             previous = previous_checkpoint(path)
             previous.unlink(missing_ok=True)
             try:

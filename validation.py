@@ -64,10 +64,10 @@ class Validator:
         held out, windows of the training are taken.
 
         Args: state: State, whose best weights are used. over: function, True where no time is left.
-        Returns: (coarse, fine), the factors; (1.0, 1.0) for a generator without noise.
+        Returns: (coarse, fine), the factors; (1.0, 1.0) for a generator without noise, or where no time is left.
         """
         factors = (1.0, 1.0)
-        if not state.shape.noise_channels:
+        if not state.shape.noise_channels or over():
             return factors
         net = copy.deepcopy(state.averaged.module)
         if state.best_weights:

@@ -254,7 +254,7 @@ def test_training_killed_at_the_worst_moments_ends_with_the_same_weights(home, u
 
 def results(folder):
     """{file: digest of its bytes} of what has its final name."""
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.endswith(".part")]
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix not in (".part", ".lock")]
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
