@@ -22,7 +22,6 @@ import signal
 import sys
 import time
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -746,8 +745,8 @@ class NetCDFWriter:
     Args: path. lat, lon: cell centres. times: {"time": datetime64, "forecast_reference_time": datetime64}.
         members: None for no such dimension, else their number, or {name: values} of coordinates along it. attrs:
         global attributes.
-    Use: `with NetCDFWriter(...) as out: out.put(values, rows, cols)`; what is never put is missing. Another thread
-        compresses values while the next are made, so they must not be changed; no other NetCDF file may be open.
+    Use: `with NetCDFWriter(...) as out: out.put(values, rows, cols)`; what is never put is missing. Compressed in this
+        thread: the HDF5 library of netCDF4 is not made for two, also where one reads and one writes (it crashed).
     """
 
     def __init__(self, path, lat, lon, times, members=None, **attrs):
@@ -763,8 +762,6 @@ class NetCDFWriter:
 
             self.file = stack.enter_context(netCDF4.Dataset(part, "w"))
             self._describe()
-            self.thread, self.coming = stack.enter_context(ThreadPoolExecutor(1, "writer")), None
-            stack.callback(self._settle)
             self.stack = stack.pop_all()
         return self
 
@@ -828,20 +825,9 @@ class NetCDFWriter:
         variable.setncatts(attrs)
 
     def put(self, values, rows=slice(None), cols=slice(None), members=slice(None)):
-        """Values ([member,] h, w) of these rows and columns, and of these members where there is that dimension; raises
-        what went wrong with those before."""
-        self._settle()
-        self.coming = self.thread.submit(self._put, values, rows, cols, members)
-
-    def _put(self, values, rows, cols, members):
+        """Values ([member,] h, w) of these rows and columns, and of these members where there is that dimension."""
         with writing(self.path):
             self.tp[(*[0] * len(self.record), *[members] * bool(self.members), rows, cols)] = values
-
-    def _settle(self):
-        """Wait until the values that were put last are in the file."""
-        coming, self.coming = self.coming, None
-        if coming:
-            coming.result()
 
     def __exit__(self, *error):
         with writing(self.path):

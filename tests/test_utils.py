@@ -350,16 +350,6 @@ def test_tools_of_the_field_join_several_days(several_days, tmp_path, command):
         check_joined(file, expected, ("time", "forecast_reference_time")[: 1 + (command == "ncrcat")])
 
 
-def test_values_that_the_other_thread_cannot_write_are_an_error_and_leave_no_file(tmp_path):
-    for again in (False, True):  # it is raised by what comes next: another piece, or the end
-        with pytest.raises((ValueError, IndexError)), NetCDFWriter(tmp_path / "x.nc", LAT, LON, TIMES) as out:
-            out.put(np.zeros((len(LAT) + 3, len(LON)), np.float32))
-            if again:
-                out.put(np.zeros((len(LAT), len(LON)), np.float32))
-                raise AssertionError("the second piece was taken")
-    assert not list(tmp_path.iterdir())
-
-
 def test_an_output_that_fails_half_way_is_not_there(tmp_path):
     with pytest.raises(RuntimeError), NetCDFWriter(tmp_path / "x.nc", LAT, LON, TIMES) as out:
         out.put(np.zeros((6, 15)), slice(0, 6))
