@@ -201,7 +201,8 @@ def test_the_noise_is_fitted_while_there_is_time_and_where_there_is_noise(monkey
 
 
 def test_it_is_said_when_the_weights_that_are_kept_are_not_the_last(capsys):
-    state = types.SimpleNamespace(step=900, steps=900, best_weights={"updates": 600}, save=lambda path: None)
+    state = types.SimpleNamespace(step=900, steps=900, best_weights={"updates": 600}, noise_scale=(1.0, 1.0))
+    state.save = lambda path, again: None
     state.warnings = list
     training.finish(state, "x.pth", None)
     assert "use the weights of step 600, the best on what is held out" in capsys.readouterr().out
