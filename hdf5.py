@@ -64,7 +64,7 @@ def library():
         hdf5 = ctypes.CDLL(next(path for path in sorted(loaded) if "_hl" not in path))
         hid, text = ctypes.c_int64, ctypes.c_char_p
         hdf5.callback = ctypes.CFUNCTYPE(ctypes.c_int, hid, text, ctypes.c_void_p, ctypes.c_void_p)
-        hdf5.visit = getattr(library, "H5Lvisit2", None) or hdf5.H5Lvisit1
+        hdf5.visit = getattr(hdf5, "H5Lvisit2", None) or hdf5.H5Lvisit1
         for function, result, *given in (
             (hdf5.H5Fopen, hid, text, ctypes.c_uint, hid),
             (hdf5.H5Fclose, ctypes.c_int, hid),

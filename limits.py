@@ -21,11 +21,8 @@ from utils import DataError, shown
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1)  # of the wet LR cells of a training
 WET = 0.1  # mm, from which on an LR cell is wet
-HEAVY, MUCH, FEW = (
-    0.99,
-    3,
-    10,
-)  # a list is said where over MUCH times as many cells as in training are above this quantile
+HEAVY, FEW = 0.99, 10  # a list is said where FEW cells or more are above this quantile,
+MUCH = 3  # and over so many times as many as in training
 ANY = "used with --any-period"
 COUNTS = ("lr_cells", "lr_cells_wet", "lr_cells_above_99", "lr_cells_beyond_training")  # attributes that are summed
 

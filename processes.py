@@ -97,9 +97,8 @@ class Clock:
         self.started = time.monotonic()
         self.minutes = None if self.allowed is None else (self.allowed - (self.started - self.began) / 60) / number
         self.validated, self.one = 0.0, 0.0  # minutes: of all validations, of one
-        self.reserve = self.fitting = FITTING * (
-            self.minutes or 0.0
-        )  # kept for the end, and for fitting the noise there
+        self.fitting = FITTING * (self.minutes or 0.0)
+        self.reserve = self.fitting  # kept for the end
 
     @contextlib.contextmanager
     def validation(self, share=1.0):

@@ -35,7 +35,7 @@ from processes import SAVING, Clock, Group
 from settings import RECIPES, GeneratorConfig, TrainConfig, given
 from threads import Threads
 from utils import AverageMeter, DataError, log
-from validation import Validator, assess, draw_windows, merit
+from validation import Validator, as_tensors, assess, draw_windows, merit
 from windows import Windows, window_sides
 
 WARM_UP = 200  # steps of linear warm-up; the length of a run with --max-minutes is first fitted after them
@@ -245,10 +245,8 @@ class State:
     """
 
     def __init__(self, config, train, shape, args, group):
-        self.noise_scale, shape = (
-            shape.noise_scale,
-            replace(shape, noise_scale=(1.0, 1.0)),
-        )  # for use, not to train with
+        self.noise_scale = shape.noise_scale
+        shape = replace(shape, noise_scale=(1.0, 1.0))  # in use only
         self.config, self.train, self.shape, self.group = config, train, shape, group
         torch.manual_seed(train.seed)
         self.generator, self.discriminator = models.Generator(shape), models.CRITICS[train.critic]()
@@ -575,11 +573,8 @@ class WindowLoader:
     def get(self, step, device):
         """The windows of a step: (lr (N, 1, h, w), hr (N, 1, H, W), weight (N, 1, 1, 1), box, file names), mm, and the
         static fields (N, S, h * scale, w * scale), or None."""
-        batch = self.prepare(step).result()
-        lr, hr, weight, maps = (
-            None if batch[k] is None else torch.from_numpy(batch[k]).to(device, non_blocking=True)
-            for k in ("lr", "hr", "weight", "maps")
-        )
+        batch = as_tensors(self.prepare(step).result(), device)
+        lr, hr, weight, maps = (batch[k] for k in ("lr", "hr", "weight", "maps"))
         return lr, hr, weight[:, None, None, None], batch["box"], batch["source"], maps
 
 

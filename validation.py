@@ -26,7 +26,7 @@ from windows import Windows, window_sides
 STRIDES = (1.25, 1.1)  # of the search for its factors
 LEAST, MOST = 0.5, 3.0  # what they may become
 
-__all__ = ["Validator", "assess", "draw_windows", "merit"]
+__all__ = ["Validator", "as_tensors", "assess", "draw_windows", "merit"]
 
 
 class Validator:
@@ -79,7 +79,8 @@ class Validator:
             scores, _ = assess(net, windows, state.group)
             return merit(scores), scores
 
-        first = best = tried(factors)
+        kept = self.held_out and state.best_weights and state.scores  # of the same weights on the same windows
+        first = best = (merit(kept), kept) if kept else tried(factors)
         for stride, part in ((stride, part) for stride in STRIDES for part in (0, 1)):
             for factor in (stride, 1 / stride):
                 before = factors
@@ -91,26 +92,29 @@ class Validator:
                     factors, best = moved, found
                 if factors != before:
                     break
-        said = ", ".join(f"{name} {first[1][name]:.3g} to {best[1][name]:.3g}" for name in ("crps", "spread_skill"))
+        said = ", ".join(
+            f"{name} {first[1].get(name, math.nan):.3g} to {best[1].get(name, math.nan):.3g}"
+            for name in ("crps", "spread_skill")
+        )
         where = "held-out windows" if self.held_out else "windows of the training"
         if not state.group.rank:
             log(f"noise in use times {factors[0]:g} (trunk and first stage) and {factors[1]:g}: on {where} {said}")
         return factors
 
 
+def as_tensors(batch, device="cpu"):
+    """A batch of Windows with tensors on a device instead of arrays."""
+    return {
+        name: torch.from_numpy(part).to(device, non_blocking=True) if isinstance(part, np.ndarray) else part
+        for name, part in batch.items()
+    }
+
+
 def draw_windows(windows, count, group):
     """This process's part of `count` windows to score: [(lr, hr, box, number, maps or None)]."""
     first, number = group.share(max(count, group.size))
-    drawn = ((windows.batch(k, 1), k) for k in range(first, first + number))
-    return [
-        (
-            *map(torch.from_numpy, (batch["lr"], batch["hr"])),
-            batch["box"],
-            k,
-            None if batch["maps"] is None else torch.from_numpy(np.ascontiguousarray(batch["maps"])),
-        )
-        for batch, k in drawn
-    ]
+    drawn = ((as_tensors(windows.batch(k, 1)), k) for k in range(first, first + number))
+    return [(batch["lr"], batch["hr"], batch["box"], k, batch["maps"]) for batch, k in drawn]
 
 
 def merit(scores):
