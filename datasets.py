@@ -611,8 +611,8 @@ def trained_on(dataset):
     """
     days, archives = {}, [dataset.files] if dataset.truth is None else [dataset.files, dataset.truth]
     for record, plan in zip(dataset.files.index, dataset.plans, strict=True):
-        edges = (plan.lr.west, plan.lr.east, plan.lr.south, plan.lr.north)
-        days.setdefault(" ".join(f"{float(edge):g}" for edge in edges), []).append(record["times"].get("time", "")[:16])
+        area = " ".join(f"{edge:g}" for edge in plan.lr.edges)
+        days.setdefault(area, []).append(record["times"].get("time", "")[:16])
     known = [[r["values"], r["times"], r["grid"]] for archive in archives for r in archive.index]
     return {"digest": hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16], "days": days}
 
@@ -702,12 +702,9 @@ class LRField:
 
     def seen(self, trained):
         """True where cells of this field, at its time, are among those of `trained_on`."""
-        time, own = self.archive.index[self.index]["times"].get("time", "")[:16], self.plan.lr
-        for extent, times in trained.get("days", {}).items():
-            west, east, south, north = map(float, extent.split())
-            if time in times and west < own.east and own.west < east and south < own.north and own.south < north:
-                return True
-        return False
+        time = self.archive.index[self.index]["times"].get("time", "")[:16]
+        areas = [([float(edge) for edge in area.split()], times) for area, times in trained.get("days", {}).items()]
+        return any(time in times and utils.overlap(self.plan.lr.edges, edges) for edges, times in areas)
 
     def values(self):
         """The field as a DataArray `tp` ([member,] lat, lon), mm, corrected where there is a correction."""

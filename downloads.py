@@ -12,7 +12,6 @@ gap; nothing is interpolated. Of each file only the slices of the day in work ar
 
 import argparse
 import math
-import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -753,20 +752,13 @@ def describe(lists):
 
 def _trained_on(lists):
     """Which evaluation days are training days of the same places, in words: scores on them are no test."""
-    times, edges = {}, {}
+    areas = {}
     for record in lists.get("train", []):
-        times.setdefault(record["time"], []).append(record["extent"])
-    for extent in {r["extent"] for name in ("train", "eval") for r in lists.get(name, [])}:
-        edges[extent] = [float(n) for n in re.findall(r"-?[\d.]*\d(?:e[-+]?\d+)?", extent.replace("..", " "))]
-
-    def overlap(one, other):
-        (w, e, s, n), (west, east, south, north) = edges[one], edges[other]
-        return w < east and west < e and s < north and south < n
-
+        areas.setdefault(record["time"], []).append(record["edges"])
     both = [
         when(record["time"])
         for record in lists.get("eval", [])
-        if any(overlap(record["extent"], extent) for extent in times.get(record["time"], ()))
+        if any(utils.overlap(record["edges"], area) for area in areas.get(record["time"], ()))
     ]
     if both:
         more = " ..." if both[5:] else ""
@@ -780,12 +772,12 @@ def _row(records):
     """Variable, period, cell edges, mean, maximum and missing share of a list, in words."""
     names = {f"{r['variable']} ({r['long_name']})" if r["long_name"] else r["variable"] for r in records}
     periods = {Period(r["period"], r["period_from"]).words for r in records}
-    edges = {r["extent"] for r in records}
+    areas = {tuple(r["edges"]) for r in records}
     mean, missing = (np.mean([r[key] for r in records]) for key in ("mean", "missing"))
     words = [
         f"{sorted(found)[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''}" for found in (names, periods)
     ]
-    area = edges.pop() if len(edges) == 1 else f"{len(edges)} areas"
+    area = utils.extent_in_words(areas.pop()) if len(areas) == 1 else f"{len(areas)} areas"
     return *words, area, f"{mean:.3g} mm", f"{max(r['maximum'] for r in records):.3g} mm", f"{100 * missing:.3g} %"
 
 

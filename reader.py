@@ -715,9 +715,8 @@ def inspect_files(paths, units="auto", period=None, valid_max=None, members=Fals
     Args: paths: list of files. units: `auto` or one of UNITS. period: hours; None: as each file says, or their
         spacing. valid_max: the largest rain, mm; None: up to MAX_DAILY, but no missing code. members: take ensembles.
     Returns: (records, faults): records of plain values (path, size, mtime_ns, time, forecast_reference_time, units,
-        units_from, step, rows, cols, archive, variable, long_name, extent, period in hours or None, period_from,
-        checksum of the values, mean and maximum in mm, missing as a share) of the good files in date order; faults:
-        messages of the bad ones.
+        units_from, step, rows, cols, archive, variable, long_name, edges, period in hours or None, period_from,
+        checksum of the values, mean and maximum in mm, missing share) of good files by date; messages of bad ones.
     """
     records, faults = [], []
     for path in utils.progress(paths, "reading"):
@@ -829,7 +828,7 @@ def _inspect(path, units, hours=None, members=False):
         "archive": tp.attrs.get("archive", ""),
         "variable": shown(field.name),
         "long_name": shown(text_of(field.attrs, "long_name")),
-        "extent": grid.extent,
+        "edges": list(grid.edges),
         "members": tp.sizes.get("member", 1),
         "period": tp.attrs.get("period_hours"),
         "period_from": tp.attrs.get("period_from", ""),
@@ -890,9 +889,14 @@ class Grid:
         return centres(self.west, self.step, self.cols)
 
     @property
+    def edges(self):
+        """The outer edges (west, east, south, north), degrees."""
+        return tuple(map(float, (self.west, self.east, self.south, self.north)))
+
+    @property
     def extent(self):
-        """The outer edges as text, `105.5..110.5 E, 25.5..30.5 N`."""
-        return f"{float(self.west):g}..{float(self.east):g} E, {float(self.south):g}..{float(self.north):g} N"
+        """The outer edges in words."""
+        return utils.extent_in_words(self.edges)
 
     def refine(self, scale):
         """The grid of the same extent with cells `scale` times finer."""
@@ -904,12 +908,8 @@ class Grid:
 
     def holds(self, other):
         """True where `other` lies inside this extent."""
-        return (
-            self.west <= other.west
-            and other.east <= self.east
-            and self.south <= other.south
-            and other.north <= self.north
-        )
+        across = self.west <= other.west and other.east <= self.east
+        return across and self.south <= other.south and other.north <= self.north
 
     def window(self, other):
         """The row and column slices of this grid that `other`, a part of it, covers.

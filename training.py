@@ -312,10 +312,10 @@ class State:
     def warnings(self):
         """Why stages 3 and 4 should not rely on this model, in words; [] where nothing is known against it."""
         words, ratio = [], self.scores.get("ratio", 0.0)
-        if self.step < max(FEW, self.whole_steps / 4):
+        if self.step < (least := max(FEW, self.whole_steps // 4)):
             words.append(
-                f"trained for only {self.step} of {self.whole_steps} steps (fewer than {FEW} are too few to learn "
-                "from): its detail is not to be relied on; train longer, with --resume or more --max-minutes"
+                f"trained for only {self.step} steps (expected {least} or more): its detail is not to be relied on; "
+                "train longer, with --resume or more --max-minutes"
             )
         if not ratio < 1 and not self.interpolated:
             words.append(

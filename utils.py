@@ -132,6 +132,17 @@ def when(time):
     return str(time)[:16].removesuffix("T00:00")
 
 
+def extent_in_words(edges):
+    """Outer edges (west, east, south, north), degrees, in words: `105.5..110.5 E, 25.5..30.5 N`."""
+    west, east, south, north = edges
+    return f"{west:g}..{east:g} E, {south:g}..{north:g} N"
+
+
+def overlap(one, other):
+    """True where two areas, each (west, east, south, north), degrees, have cells in common."""
+    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
+
+
 def progress(items, words, total=None, initial=0):
     """Items with a progress bar on a terminal; in a batch log with a line a minute, and none for short work.
 

@@ -98,7 +98,7 @@ def test_a_day_of_the_climate_data_store_is_read(tmp_path, dimension):
     assert not faults and record["variable"] == "tp" and record["long_name"] == "Total precipitation"
     assert (record["units"], record["units_from"], record["period"]) == ("m", "attribute", 24)
     np.testing.assert_allclose([record["mean"], record["maximum"]], [values.mean(), values.max()], rtol=1e-4)
-    assert record["missing"] == 0 and record["extent"] == "105.875..110.125 E, 25.875..30.125 N"
+    assert record["missing"] == 0 and record["edges"] == [105.875, 110.125, 25.875, 30.125]
 
 
 # ---------------------------------------------------------------- from a download to days
