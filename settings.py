@@ -136,8 +136,8 @@ class GeneratorConfig:
         "the largest first", group=NETWORK, low=0, high=256)
     noise_channels: int = option(2, "random fields joined at each grid; 0: one field without randomness (SRResNet)",
         group=NETWORK, low=0, high=4096)
-    noise_scale: tuple = option((1.0, 1.0), "factors of the noise in use, found after training: of trunk and first "
-        "stage, of the others", low=0, high=10)
+    noise_scale: tuple = option((1.0, 1.0), "factors of the noise in use, TrainConfig.noise_in_use or what was fitted",
+        low=0, high=10)
     directed: bool = option(True, "lay the noise along lines, too, that follow a flow (models.DirectedNoise)")
     norm: str = option("none", "none, or batch for batch normalisation (it disturbs amounts)",
         choices=("none", "batch"))
@@ -231,6 +231,8 @@ class TrainConfig:
     balanced: bool = option(True, "beta is such a ratio; False: the weight of the adversarial loss")
     penalty: float = option(0.1, "weight of the gradient penalty, mean square slope of a patch's logit", low=0)
     discriminator_rate: float = option(5e-4, "learning rate of the discriminator", low=1e-12, high=10)
+    noise_in_use: tuple = option((0.0, 0.0), "factors of the noise in use: of trunk and first stage, of the others; "
+        "0,0: fitted at the end on what is held out", low=0, high=10)
     amounts: float = option(2.5, "training amounts are scaled by up to this factor, either way", low=1, high=100)
     initial: str = option("default", "initial weights: default, or normal for N(0, 0.02)",
         choices=("default", "normal"))

@@ -34,17 +34,15 @@ class Validator:
 
     def __init__(self, state, dataset, maps=None):
         train, (crop, sides) = state.train, window_sides(state.train, state.config)
-        part = "valid" if train.valid_share else "train"
-        common = {  # whole windows' worth of crops, as they are
+        whole = {  # windows' worth of crops, as they are
             "sides": (sides[1],) * 2 if sides else None,
             "crop": 2 * crop if sides else 0,
-            "part": part,
+            "part": "valid",
             "valid_share": train.valid_share,
             "turn": False,
             "maps": maps,
         }
-        self.windows = Windows(dataset, seed=train.seed, **common)
-        self.held_out = self.windows if train.valid_share else None
+        self.held_out = Windows(dataset, seed=train.seed, **whole) if train.valid_share else None
         self.shown = None  # (lr, hr, members, box) of the first window, for pictures
 
     def validate(self, state):
@@ -58,28 +56,30 @@ class Validator:
     def calibrate(self, state, over):
         """Fit the factors of the noise in use: those with the least merit on held-out windows.
 
-        A network that has seen few days, and a critic, leave members too much alike on other days: in training they
-        differ as they should. Factors: of the noise of trunk and first stage, by which members differ over cells, and
-        of the others. Each in turn is moved while that helps, in smaller strides the second time. Where nothing is
-        held out, windows of the training are taken.
+        A network that has seen few days, and a critic, leave members too much alike on other days, and only there: in
+        training they differ as they should. Factors: of the noise of trunk and first stage, by which members differ
+        over cells, and of the others. Each in turn is moved while that helps, in smaller strides the second time.
 
         Args: state: State, whose best weights are used. over: function, True where no time is left.
-        Returns: (coarse, fine), the factors; (1.0, 1.0) for a generator without noise, or where no time is left.
+        Returns: (coarse, fine), the factors: those of the settings where they were given; (1.0, 1.0) where nothing is
+            held out, for a generator without noise, or where no time is left.
         """
+        if all(state.train.noise_in_use):
+            return state.train.noise_in_use
         factors = (1.0, 1.0)
-        if not state.shape.noise_channels or over():
+        if not self.held_out or not state.shape.noise_channels or over():
             return factors
         net = copy.deepcopy(state.averaged.module)
         if state.best_weights:
             net.load_state_dict(state.best_weights["weights"])
-        windows = draw_windows(self.windows, state.train.valid_windows, state.group)
+        windows = draw_windows(self.held_out, state.train.valid_windows, state.group)
 
         def tried(factors):
             net.config = replace(state.shape, noise_scale=factors)
             scores, _ = assess(net, windows, state.group)
             return merit(scores), scores
 
-        kept = self.held_out and state.best_weights and state.scores  # of the same weights on the same windows
+        kept = state.best_weights and state.scores  # of the same weights on the same windows
         first = best = (merit(kept), kept) if kept else tried(factors)
         for stride, part in ((stride, part) for stride in STRIDES for part in (0, 1)):
             for factor in (stride, 1 / stride):
@@ -96,9 +96,9 @@ class Validator:
             f"{name} {first[1].get(name, math.nan):.3g} to {best[1].get(name, math.nan):.3g}"
             for name in ("crps", "spread_skill")
         )
-        where = "held-out windows" if self.held_out else "windows of the training"
         if not state.group.rank:
-            log(f"noise in use times {factors[0]:g} (trunk and first stage) and {factors[1]:g}: on {where} {said}")
+            factor, other = factors
+            log(f"noise in use times {factor:g} (trunk and first stage) and {other:g}: on held-out windows {said}")
         return factors
 
 

@@ -162,11 +162,11 @@ def test_the_adversarial_phase_may_cost_a_little_of_the_merit(home, tmp_path, mo
 class Fitted:
     """A generator whose members are best at noise times `best`, and a state that holds it."""
 
-    def __init__(self, monkeypatch, best, noise=2):
+    def __init__(self, monkeypatch, best, noise=2, **changes):
         self.tried, self.group = [], types.SimpleNamespace(rank=0)
         self.shape = settings.GeneratorConfig(scale=4, noise_channels=noise)
         self.averaged, self.best_weights = types.SimpleNamespace(module=torch.nn.Linear(1, 1)), None
-        self.train = TrainConfig()
+        self.train, self.held_out = TrainConfig(**changes), "windows"
 
         def assess(net, windows, group):
             self.tried.append(net.config.noise_scale)
@@ -177,7 +177,7 @@ class Fitted:
         monkeypatch.setattr(validation, "draw_windows", lambda windows, count, group: [count])
 
     def fit(self, over=lambda: False):
-        validator = types.SimpleNamespace(windows=None, held_out=None)
+        validator = types.SimpleNamespace(held_out=self.held_out)
         return validation.Validator.calibrate(validator, self, over)
 
 
@@ -188,7 +188,7 @@ def test_the_noise_in_use_is_that_of_the_best_members(monkeypatch, capsys, best)
     for factor, wanted in zip(found, best, strict=True):
         assert 1 / 1.1 <= factor / min(max(wanted, validation.LEAST), validation.MOST) <= 1.1
     assert len(state.tried) == len(set(state.tried)) <= 24 and state.shape.noise_scale == (1.0, 1.0)
-    assert f"times {found[0]:g} (trunk and first stage) and {found[1]:g}: on windows of the training crps" in (
+    assert f"times {found[0]:g} (trunk and first stage) and {found[1]:g}: on held-out windows crps" in (
         capsys.readouterr().out
     )
 
@@ -197,6 +197,14 @@ def test_the_noise_is_fitted_while_there_is_time_and_where_there_is_noise(monkey
     state = Fitted(monkeypatch, (2.0, 2.0))
     assert state.fit(over=lambda: len(state.tried) > 2) == (1.562, 1.0)
     state = Fitted(monkeypatch, (2.0, 2.0), noise=0)
+    assert state.fit() == (1.0, 1.0) and not state.tried
+
+
+def test_the_noise_is_as_typed_and_is_not_fitted_to_days_of_the_training(monkeypatch):
+    state = Fitted(monkeypatch, (2.0, 2.0), noise_in_use=(1.3, 1.1))
+    assert state.fit() == (1.3, 1.1) and not state.tried
+    state = Fitted(monkeypatch, (2.0, 2.0))
+    state.held_out = None
     assert state.fit() == (1.0, 1.0) and not state.tried
 
 
@@ -523,7 +531,7 @@ def test_a_model_that_is_no_model_is_warned_of():
 
 def test_warnings_are_said_at_the_end_kept_and_said_again_where_the_model_is_used(home, tmp_path, capsys, unbroken):
     kept = [utils.load_checkpoint(unbroken.with_name(name))["warnings"] for name in ("a.pth", "export.pth")]
-    assert kept[0] == kept[1] and "only 7 of 7 steps" in kept[0][0]
+    assert kept[0] == kept[1] and "only 7 steps (expected 200 or more)" in kept[0][0]
     run(2, *TRAIN, "--checkpoint", tmp_path / "w.pth")
     assert f"WARNING: {tmp_path}/w.pth: {kept[0][0]}" in capsys.readouterr().out
     run3("--checkpoint", unbroken.with_name("export.pth"), "--out", tmp_path / "out")
