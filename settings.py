@@ -218,7 +218,7 @@ class TrainConfig:
     coarse_archive: str = option("", "data folder of stage 1 with files at the coarser grid's step: every other coarse "
         "step is made from them")
     pools: tuple = option((1, 4, 16), "sides of the block means the CRPS is taken on, HR pixels", low=1, high=10_000)
-    learning_rate: float = option(2e-3, "learning rate of the generator", group=RECIPE, low=1e-12, high=10)
+    learning_rate: float = option(1e-3, "learning rate of the generator", group=RECIPE, low=1e-12, high=10)
     schedule: str = option("cosine", "cosine (to 0 in each phase) or half (a tenth from half time on)",
         choices=("cosine", "half"))
     optimizer: str = option("adamw", "optimiser of the generator", choices=("adamw", "adam"))
