@@ -36,6 +36,7 @@ ACTIVATIONS = {  # in place where the gradient follows from the result
 EMPTY = 1e-20  # mm: no logarithm of zero
 RELAXATION = (1.05, 1.6, 3.33)  # of the passes of even_levels: Chebyshev points for eigenvalues from 1/4 to 1
 SEAMS_FROM = 10  # scale from which cells are evened: smaller ones are within reach of the last convolutions
+CONTOURS = (3, 7)  # cells: squares over which the contours of LR are averaged
 STILL = 0.02  # differences of log rain below which texture has no direction
 DRY = 0.01  # mm: less than this in a pixel is no rain
 EXP_LIMIT = 10.0  # exp(10) mm is beyond any rain
@@ -192,12 +193,12 @@ class SRResModel(nn.Module):
     """SRResNet: layers at the LR grid (the trunk), one upsampling stage for each prime factor, an output at each grid.
 
     The trunk (9 x 9 convolution, residual blocks, skip) sees the whole field, and noise, so that cells agree on what
-    they share; from its features come the flow that streaks follow. `stages` turns a part of its features into finer
-    values, the largest prime factor first, so that the last steps towards HR are small. Behind each upsampling enter
-    noise, the interpolated LR field, static fields, the learned maps of a fixed region and, short of HR, streaks;
-    residual blocks follow, most of them where pixels are few. Each grid adds its own detail: a convolution of its
-    features, and the streaks with an amplitude chosen at each pixel. A Laplacian pyramid (Denton et al. 2015): it can
-    be stopped, and trained, at a coarser grid.
+    they share; from its features, and from the contours of the LR field, comes the flow that streaks follow. `stages`
+    turns a part of its features into finer values, the largest prime factor first, so that the last steps towards HR
+    are small. Behind each upsampling enter noise, the interpolated LR field, static fields, the learned maps of a fixed
+    region and, short of HR, streaks; residual blocks follow, most of them where pixels are few. Each grid adds its own
+    detail: a convolution of its features, and the streaks with an amplitude chosen at each pixel. A Laplacian pyramid
+    (Denton et al. 2015): it can be stopped, and trained, at a coarser grid.
     """
 
     def __init__(self, config):
@@ -229,6 +230,7 @@ class SRResModel(nn.Module):
         self.ups, self.refine = nn.ModuleList(ups), nn.ModuleList(refine)
         self.halo = margin  # LR cells of trunk features needed around a part
         self.flow = nn.Conv2d(c, 2, 1)
+        self.along = nn.Parameter(torch.ones(len(CONTOURS)))  # concentration that each width of contours gives
         self.directed = DirectedNoise()
         self.outs = nn.ModuleList(nn.Conv2d(width, 1, 3) for width in widths[1:])
         self.strength = nn.ModuleList(
@@ -239,19 +241,22 @@ class SRResModel(nn.Module):
         _initialise(self)
 
     def trunk(self, x):
-        """Features (N, C, h + 2 halo, ...) of x (N, 1 + P + C, h, w): transformed LR, maps, noise; edges repeated."""
-        x = self.head(x)
-        return F.pad(x + self.body(x), (self.halo,) * 4, mode="replicate")
+        """Features (N, C + 2, h + 2 halo, ...), the last two the flow, of x (N, 1 + P + C, h, w): transformed LR, maps,
+        noise; edges repeated."""
+        first = self.head(x)
+        made = first + self.body(first)
+        flow = self.flow(made) + torch.einsum("k,nkchw->nchw", self.along, contours(x[:, :1].float()))
+        return F.pad(torch.cat([made, flow.to(made.dtype)], 1), (self.halo,) * 4, mode="replicate")
 
     def stages(self, features, x, noise, maps=None):
         """Detail of a part of h x w LR cells, at HR or, where noise ends earlier, at a coarser grid.
 
-        Args: features (N, C, h + 2 halo, w + 2 halo); x (N, 1, h + 2 halo, w + 2 halo), transformed LR; noise: one
+        Args: features (N, C + 2, h + 2 halo, w + 2 halo); x (N, 1, h + 2 halo, w + 2 halo), transformed LR; noise: one
             tensor or None for each stage to be made; maps: one (1 or N, P, H + 2 margin, ...) a stage, or None.
         Returns: (N, 1, h * grid, w * grid), float32, grid that of the last stage made.
         """
         top, total = self.grids[len(noise)], 0.0
-        flow = self.flow(features).float()
+        features, flow = features[:, :-2], features[:, -2:].float()
         for k, drawn in enumerate(noise):
             up, grid, margin = self.ups[k], self.grids[k + 1], self.margins[k]
             copy = enlarge(x, grid, self.halo, margin)  # (N, 1, grid h + 2 margin, ...)
@@ -276,6 +281,23 @@ class SRResModel(nn.Module):
     def _spare(self, k):
         """Pixels around the part that the detail of stage k has."""
         return (self.ups[k + 1].margin_in if k + 1 < len(self.ups) else 1) - 1
+
+
+def contours(x):
+    """Direction of the contours of log rain at the LR grid, along which streaks of daily rain mostly lie.
+
+    From the structure tensor (Bigun and Granlund 1987) of its slopes, averaged over squares of CONTOURS cells.
+
+    Args: x (N, 1, h, w), transformed LR.
+    Returns: (N, len(CONTOURS), 2, h, w): (cos, sin) of twice the angle, as DirectedNoise takes it, times a coherence
+        from 0 (no direction) to 1.
+    """
+    around = F.pad(x, (1,) * 4, mode="replicate")
+    across = around[..., 1:-1, 2:] - around[..., 1:-1, :-2]
+    down = around[..., 2:, 1:-1] - around[..., :-2, 1:-1]
+    tensor = torch.cat([down**2 - across**2, -2 * across * down, across**2 + down**2], 1)
+    means = [F.avg_pool2d(F.pad(tensor, (side // 2,) * 4, mode="replicate"), side, 1) for side in CONTOURS]
+    return torch.stack([mean[:, :2] / (mean[:, 2:] + STILL**2) for mean in means], 1)
 
 
 # ---------------------------------------------------------------- generator

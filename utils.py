@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 VERSION = "0.1.0"
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 5
 OUTPUT_FORMAT = 3  # of NN_pre_*.nc; raise when NetCDFWriter writes them otherwise: earlier outputs are then made anew
 LISTS = {"train": "PreTrain.json", "eval": "PreEval.json", "obj": "PreObj.json"}
 INFO = "PreInfo.json"

@@ -262,6 +262,20 @@ def test_directed_noise_lies_along_the_flow_of_each_pixel(angle):
     assert flow.grad.abs().min() > 0  # so directions are learned, at each pixel
 
 
+@pytest.mark.parametrize("angle", [0.0, 0.4, 1.1, 2.5])
+def test_the_flow_begins_along_the_contours_of_the_input(angle):
+    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(20.0), indexing="ij")
+    lr = 5 * (1 + torch.sin(0.5 * (y * math.cos(angle) - x * math.sin(angle)))).expand(1, 1, 16, 20)
+    generator = make(scale=10)
+    torch.nn.init.zeros_(generator.net.flow.weight)
+    halo = generator.net.halo
+    cos, sin = generator.encode(lr, torch.zeros(1, 2, 16, 20))[1][0, -2:, halo + 4 : -halo - 4, halo + 4 : -halo - 4]
+    assert (cos.hypot(sin) > 1.5).all()  # of two widths of contours
+    assert (torch.sin(torch.atan2(sin, cos) / 2 - angle).abs() < 0.15).all()
+    level = generator.encode(torch.full((1, 1, 16, 20), 5.0), torch.zeros(1, 2, 16, 20))[1][0, -2:]
+    assert (level == 0).all()
+
+
 def test_features_choose_the_direction_of_streaks():
     """Another flow from the same features and noise is another member."""
     generator, lr = make(), as_batch(rain(3, 4))
