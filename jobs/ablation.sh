@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures what each part of the recipe contributes: `bash jobs/ablation.sh [NAME ...]` trains x100 on daily rain with one part
 # removed or changed at a time, each for the same minutes from the same seeds, scores files that were not trained on, and
-# prints a table of everything found in OUT, the means over the seeds. About ten minutes for each NAME and seed on one core.
+# prints a table of everything found in OUT, the means over the seeds. For each NAME and seed MINUTES and the scores' time.
 # NAME (default: all of them):
 #
 #   recipe         the recipe as it is
