@@ -57,7 +57,7 @@ variant() { # name, seed: train it and score it
     local run=$out/$1-$2
     # shellcheck disable=SC2086  # several options
     python 2train.py --data-folder "$out/lists" --target coarsen --region all --lr-step 1 --hr-step 0.01 --threads 1 \
-        --max-minutes "${MINUTES:-6}" --seed "$2" --checkpoint "$run.pth" --runs "$out/runs" ${change[$1]} >"$run.log" 2>&1 &&
+        --max-minutes "${MINUTES:-6}" --set valid_windows=12 --seed "$2" --checkpoint "$run.pth" --runs "$out/runs" ${change[$1]} >"$run.log" 2>&1 &&
         python 3downscale_eval.py --data-folder "$out/lists" --checkpoint "$run.pth" --members 8 --threads 1 --out "$run" \
             >>"$run.log" 2>&1 && echo "$1, seed $2: done" && return
     echo "error: $1, seed $2: see $run.log" >&2
