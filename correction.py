@@ -23,7 +23,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 import utils
-from datasets import open_list
+from datasets import area_weights, open_list
 from reader import grid_of
 from utils import DataError, log
 
@@ -182,14 +182,10 @@ def _in_season(date, month):
     return min(apart, 365 - apart) <= SEASON
 
 
-def _inside(out, grid, axis):
-    """Which rows (axis 0) or columns (1) of Grid `out` lie whole inside `grid`, and their area weights (n, source)."""
-    edges = (90 - out.lat, 90 - grid.lat) if axis == 0 else (out.lon, grid.lon)
+def _weights(out, grid):
+    """Area weights of Grid `grid` on the rows, and on the columns, of Grid `out`."""
     steps = float(out.step), float(grid.step)
-    low = np.maximum(edges[0][:, None] - steps[0] / 2, edges[1] - steps[1] / 2)
-    high = np.minimum(edges[0][:, None] + steps[0] / 2, edges[1] + steps[1] / 2)
-    weights = np.clip(high - low, 0, None) / steps[0]
-    return weights.sum(1) > 1 - 1e-6, weights
+    return [area_weights(own, steps[0], other, steps[1]) for own, other in ((out.lat, grid.lat), (out.lon, grid.lon))]
 
 
 def _pool(out, grids, region, fields):
@@ -197,9 +193,8 @@ def _pool(out, grids, region, fields):
 
     Raises: DataError: the grids share no whole cell.
     """
-    rows, cols = (
-        np.flatnonzero(np.logical_and.reduce([_inside(out, grid, axis)[0] for grid in grids])) for axis in (0, 1)
-    )
+    inside = [[weights.sum(1) > 1 - 1e-6 for weights in _weights(out, grid)] for grid in grids]
+    rows, cols = (np.flatnonzero(np.logical_and.reduce(axis)) for axis in zip(*inside, strict=True))
     if not (rows.size and cols.size):
         raise DataError(
             f"--correct: forecasts over {grids[1].extent} and analysed days over {grids[0].extent} share no whole cell"
@@ -225,7 +220,7 @@ def _on_cells(archive, ids, out, cells):
     for i in ids:
         grid, values = archive.grids[i], archive.values(i)
         if grid not in weights:
-            weights[grid] = [_inside(out, grid, axis)[1][cells[axis]] for axis in (0, 1)]
+            weights[grid] = [axis[own] for axis, own in zip(_weights(out, grid), cells, strict=True)]
         down, across = weights[grid]
         whole = down @ np.isfinite(values) @ across.T > 1 - 1e-6
         fields.append(np.where(whole, down @ np.nan_to_num(values) @ across.T, np.nan).astype("float32"))

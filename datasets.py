@@ -36,7 +36,7 @@ READER_VERSION = 6  # raise when the reader's result changes: old caches are the
 
 # fmt: off
 __all__ = [
-    "DataConfig", "LRField", "PreTransforms", "SRDataset", "block_mean", "cells_of", "fill_nearest",
+    "DataConfig", "LRField", "PreTransforms", "SRDataset", "area_weights", "block_mean", "cells_of", "fill_nearest",
     "coarse_archive", "doubts", "format_region", "found_settings", "interpolate", "make_pair", "open_list",
     "parse_region", "plan_pairs", "read_lr", "refuse_tied", "say_found", "trained_on", "training_command",
     "training_configs",
@@ -187,6 +187,16 @@ def block_mean(field, factor):
         total = np.nansum(blocks, (-3, -1), dtype="float64") / factor**2
         mean = np.where(share >= 0.5, total / np.maximum(share, 1e-9), np.nan)
     return mean.astype(np.result_type(field, "float32"))
+
+
+def area_weights(cells, step, pixels, pixel_step):
+    """Share of each cell that each pixel covers, along one axis: (n, m), whose rows are 1 in all where a cell is whole.
+
+    Args: cells (n,) and pixels (m,): centres, degrees; step, pixel_step: their sizes.
+    """
+    low = np.maximum(cells[:, None] - step / 2, pixels - pixel_step / 2)
+    high = np.minimum(cells[:, None] + step / 2, pixels + pixel_step / 2)
+    return np.clip(high - low, 0, None) / step
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from datasets import open_list
+from datasets import area_weights, open_list
 from limits import noted
 from utils import LISTS, DataError, log, read_output
 from verification import QQ_LEVELS, format_table, write_scores
@@ -81,7 +81,7 @@ def forecast_cells(paths, inputs, analyses):
     cells = {"own input": [], "analysed day": []}
     for path, lr in zip(paths, inputs, strict=True):
         sr = read_output(path)
-        step = int(sr.attrs["scale"]) * float(np.abs(np.diff(sr.lat)).mean()) if "scale" in sr.attrs else None
+        step = int(sr.attrs["scale"]) * _spacing(sr) if "scale" in sr.attrs else None
         pairs = [pair_cells(*beside, step=step) for beside in _by_input(sr, lr)]  # also of one row of cells
         cells["own input"].append(tuple(np.concatenate(values, -1) for values in zip(*pairs, strict=True)))
         if str(sr.time.values)[:10] in analyses:
@@ -122,22 +122,10 @@ def compare_uncorrected(inputs, analyses):
     pairs = []
     for lr in inputs:
         if (date := str(lr.time.values)[:10]) in analyses:
-            fine = _repeated(lr, round(100 * float(np.abs(np.diff(lr.lat)).mean())))
             with contextlib.suppress(NoCell):
-                pairs.append(pair_cells(fine, analyses[date]))
+                pairs.append(pair_cells(lr, analyses[date]))
     least = min(len(members) for members, _ in pairs)
     return [compare_cells("before correction", [(members[:least], truth) for members, truth in pairs])]
-
-
-def _repeated(lr, times):
-    """Each cell of a DataArray as times x times cells of the same value, to take means over other cells."""
-    part = (np.arange(times) + 0.5) / times - 0.5
-    coords = {}
-    for name in ("lat", "lon"):
-        nodes = lr[name].values
-        coords[name] = (nodes[:, None] + part * (nodes[1] - nodes[0])).ravel()
-    values = lr.values.repeat(times, -2).repeat(times, -1)
-    return xr.DataArray(values, {**coords, "time": lr.time.values}, lr.dims)
 
 
 class NoCell(ValueError):
@@ -156,24 +144,23 @@ def pair_cells(sr, reference, *, step=None):
         dates = [np.datetime64(field.time.values, "D") for field in (sr, reference)]
         if dates[0] != dates[1]:
             raise ValueError(f"pair_cells: SR is valid on {dates[0]}, the reference on {dates[1]}")
-    step = step or float(np.abs(np.diff(reference.lat)).mean())
-    (wy, rows), (wx, cols) = (_cell_weights(sr[d].values, reference[d].values, step) for d in ("lat", "lon"))
+    step, pixel = step or _spacing(reference), _spacing(sr)
+    weights = [area_weights(reference[d].values, step, sr[d].values, pixel) for d in ("lat", "lon")]
+    rows, cols = (np.flatnonzero(axis.sum(1) > 1 - 1e-6) for axis in weights)
     if not (len(rows) and len(cols)):
         raise NoCell(f"pair_cells: no cell of {step:g} degrees of the reference lies whole inside SR")
+    wy, wx = weights[0][rows], weights[1][cols]
     pixels = sr.transpose(..., "lat", "lon").values.astype(np.float64)
-    whole = wy @ np.isfinite(pixels) @ wx.T > 1 - 1e-9
+    whole = wy @ np.isfinite(pixels) @ wx.T > 1 - 1e-6
     means = np.where(whole, wy @ np.nan_to_num(pixels) @ wx.T, np.nan).reshape(-1, len(rows) * len(cols))
     truth = reference.transpose("lat", "lon").values[np.ix_(rows, cols)].ravel().astype(np.float64)
     present = np.isfinite(means).all(0) & np.isfinite(truth)
     return means[:, present], truth[present]
 
 
-def _cell_weights(pixels, nodes, step):
-    """Averaging weights (cells, pixels) onto cells of `step` around nodes, and the index of the nodes whole inside."""
-    inside = np.abs(pixels - nodes[:, None]) < step / 2
-    number = round(step / np.abs(np.diff(pixels)).mean())
-    whole = np.flatnonzero(inside.sum(1) == number)
-    return inside[whole] / number, whole
+def _spacing(field):
+    """Degrees between the rows of a DataArray."""
+    return float(np.abs(np.diff(field.lat)).mean())
 
 
 def compare_cells(name, pairs):
