@@ -34,7 +34,7 @@ ACTIVATIONS = {  # in place where the gradient follows from the result
     "tanh": nn.Tanh,
 }
 EMPTY = 1e-20  # mm: no logarithm of zero
-RELAXATION = (1.05, 1.6, 3.33)  # of the passes of even_levels: Chebyshev points for eigenvalues from 1/4 to 1
+RELAXATION = (1.03, 1.3, 2.08, 3.59)  # of the passes of even_levels: Chebyshev points for eigenvalues from 1/4 to 1
 SEAMS_FROM = 10  # scale from which cells are evened: smaller ones are within reach of the last convolutions
 CONTOURS = (3, 7)  # cells: squares over which the contours of LR are averaged
 STILL = 0.02  # differences of log rain below which texture has no direction
@@ -445,8 +445,8 @@ def even_levels(logs, lr, scale):
     """Correct logs smoothly so that the block means of exp(logs) nearly equal lr.
 
     conserve_mass alone gives each cell its own factor, which shows as a step at cell edges. Here the logarithms of the
-    factors are placed at cell centres and interpolated between wet cells; after three such corrections conserve_mass
-    has little left to do. A cell's result depends on cells up to three away.
+    factors are placed at cell centres and interpolated between wet cells; after four such corrections conserve_mass
+    has little left to do. A cell's result depends on cells up to four away.
 
     Args: logs (N, 1, h * scale, w * scale); lr (N, 1, h, w), mm. Returns: as logs.
     """
