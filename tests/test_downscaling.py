@@ -349,7 +349,9 @@ def test_a_checkpoint_that_is_not_whole_is_refused_in_words(home, tmp_path, monk
 def test_a_checkpoint_of_the_earlier_format_is_refused_in_one_sentence(home, tmp_path, monkeypatch):
     state = torch.load(home.x10, weights_only=True)
     torch.save(state | {"format": 3}, tmp_path / "old.pth")
-    expected = f"old.pth: checkpoint format 3, expected {utils.CHECKPOINT_FORMAT}; train again with this version of 2train.py"
+    expected = (
+        f"old.pth: checkpoint format 3, expected {utils.CHECKPOINT_FORMAT}; train again with this version of 2train.py"
+    )
     uses = [(3, "--out", tmp_path, "--checkpoint"), (2, "--resume", "--checkpoint"), (2, "--lr-step", 1, "--init")]
     for number, *argv in uses:
         assert said(number, [*argv, tmp_path / "old.pth"], monkeypatch) == f"error: {tmp_path}/{expected}", argv
