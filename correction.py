@@ -23,7 +23,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 import utils
-from datasets import area_weights, open_list
+from datasets import area_means, area_weights, open_list
 from reader import grid_of
 from utils import DataError, log
 
@@ -221,9 +221,7 @@ def _on_cells(archive, ids, out, cells):
         grid, values = archive.grids[i], archive.values(i)
         if grid not in weights:
             weights[grid] = [axis[own] for axis, own in zip(_weights(out, grid), cells, strict=True)]
-        down, across = weights[grid]
-        whole = down @ np.isfinite(values) @ across.T > 1 - 1e-6
-        fields.append(np.where(whole, down @ np.nan_to_num(values) @ across.T, np.nan).astype("float32"))
+        fields.append(area_means(values, *weights[grid]).astype("float32"))
     shapes = {field.shape for field in fields}
     if len(shapes) > 1:  # ensembles of different sizes: their first members
         least = min(field.shape[0] if field.ndim > 2 else 1 for field in fields)

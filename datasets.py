@@ -36,9 +36,9 @@ READER_VERSION = 6  # raise when the reader's result changes: old caches are the
 
 # fmt: off
 __all__ = [
-    "DataConfig", "LRField", "PreTransforms", "SRDataset", "area_weights", "block_mean", "cells_of", "fill_nearest",
-    "coarse_archive", "doubts", "format_region", "found_settings", "interpolate", "make_pair", "open_list",
-    "parse_region", "plan_pairs", "read_lr", "refuse_tied", "say_found", "trained_on", "training_command",
+    "DataConfig", "LRField", "PreTransforms", "SRDataset", "area_means", "area_weights", "block_mean", "cells_of",
+    "coarse_archive", "doubts", "fill_nearest", "format_region", "found_settings", "interpolate", "make_pair",
+    "open_list", "parse_region", "plan_pairs", "read_lr", "refuse_tied", "say_found", "trained_on", "training_command",
     "training_configs",
 ]
 # fmt: on
@@ -197,6 +197,12 @@ def area_weights(cells, step, pixels, pixel_step):
     low = np.maximum(cells[:, None] - step / 2, pixels - pixel_step / 2)
     high = np.minimum(cells[:, None] + step / 2, pixels + pixel_step / 2)
     return np.clip(high - low, 0, None) / step
+
+
+def area_means(values, down, across):
+    """Means (..., n, m) of values (..., H, W) by area_weights of rows and of columns; NaN where a part is missing."""
+    whole = down @ np.isfinite(values) @ across.T > 1 - 1e-6
+    return np.where(whole, down @ np.nan_to_num(values) @ across.T, np.nan)
 
 
 @lru_cache(maxsize=64)

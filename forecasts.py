@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from datasets import area_weights, open_list
+from datasets import area_means, area_weights, open_list
 from limits import noted
 from utils import LISTS, DataError, log, read_output
 from verification import QQ_LEVELS, format_table, write_scores
@@ -149,10 +149,8 @@ def pair_cells(sr, reference, *, step=None):
     rows, cols = (np.flatnonzero(axis.sum(1) > 1 - 1e-6) for axis in weights)
     if not (len(rows) and len(cols)):
         raise NoCell(f"pair_cells: no cell of {step:g} degrees of the reference lies whole inside SR")
-    wy, wx = weights[0][rows], weights[1][cols]
     pixels = sr.transpose(..., "lat", "lon").values.astype(np.float64)
-    whole = wy @ np.isfinite(pixels) @ wx.T > 1 - 1e-6
-    means = np.where(whole, wy @ np.nan_to_num(pixels) @ wx.T, np.nan).reshape(-1, len(rows) * len(cols))
+    means = area_means(pixels, weights[0][rows], weights[1][cols]).reshape(-1, len(rows) * len(cols))
     truth = reference.transpose("lat", "lon").values[np.ix_(rows, cols)].ravel().astype(np.float64)
     present = np.isfinite(means).all(0) & np.isfinite(truth)
     return means[:, present], truth[present]
