@@ -17,8 +17,8 @@ from pathlib import Path
 import settings
 import utils
 from datasets import DataConfig, training_configs
+from predictors import add_field_options
 from settings import GeneratorConfig, TrainConfig, given
-from static import add_static_option
 from utils import DataError, log
 
 SHOWN = {  # defaults in --help
@@ -34,7 +34,7 @@ def parse_args(argv=None):
     )
     utils.add_data_arguments(parser, default=None)
     settings.add_settings(parser, DataConfig, shown=SHOWN)
-    add_static_option(parser, "fields of the ground (orography, land share) at the HR step or finer; slopes are made")
+    add_field_options(parser)
     add = parser.add_argument_group("what is kept").add_argument
     add(
         "--checkpoint",

@@ -112,7 +112,7 @@ def parse_region(region):
 
 def format_region(region):
     """A region as it is typed, `106 110 26 30` or `all`."""
-    return region if isinstance(region, str) else " ".join(f"{float(v):g}" for v in region)
+    return region if isinstance(region, str) else " ".join(v if v == "all" else f"{float(v):g}" for v in region)
 
 
 def resolve_region(grid, config):
@@ -716,11 +716,15 @@ class LRField:
         words = f" {self.correction.identity}" if self.correction else ""
         return f"{self.archive.identity(self.index)} {self.plan.lr} {self.plan.hr}{words}"
 
+    @property
+    def time(self):
+        """Its time to the minute, as text; empty where its file has none."""
+        return self.archive.index[self.index]["times"].get("time", "")[:16]
+
     def seen(self, trained):
         """True where cells of this field, at its time, are among those of `trained_on`."""
-        time = self.archive.index[self.index]["times"].get("time", "")[:16]
         areas = [([float(edge) for edge in area.split()], times) for area, times in trained.get("days", {}).items()]
-        return any(time in times and utils.overlap(self.plan.lr.edges, edges) for edges, times in areas)
+        return any(self.time in times and utils.overlap(self.plan.lr.edges, edges) for edges, times in areas)
 
     def values(self):
         """The field as a DataArray `tp` ([member,] lat, lon), mm, corrected where there is a correction."""

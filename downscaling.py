@@ -37,8 +37,9 @@ from datasets import (
 )
 from limits import ANY, Knowledge, count_beyond, period_words, refuse_other, said, said_of
 from metadata import in_words
+from predictors import Predictors, add_field_options
 from reader import Grid, ratio
-from static import StaticFields, add_static_option
+from static import StaticFields
 from threads import Threads
 from tiles import make_tiles, tile_shape
 from utils import DataError, log, whole_number
@@ -67,13 +68,18 @@ def downscale_list(args, split, correction=None):
         f"{config.target}), {args.members} member(s), seed {args.seed}"
     )
     mark_days_of_training(fields, chain)
-    for plan in {field.plan for field in fields}:
-        links_on(plan, chain)  # refuses what does not fit the region
+    for model in chain:
+        if model.predictors:
+            model.predictors.refuse_absent(field.time for field in fields)
+    for field in {field.plan: field for field in fields}.values():
+        links_on(field, chain)  # refuses what does not fit the region
     made = {"checkpoint": " ".join(utils.digest(model.path) for model in chain), "seed": args.seed}
     made |= {"target": config.target, "scale": config.scale}
     made |= {"chain": "; ".join(map(in_a_chain, chain))} if len(chain) > 1 else {}
     ground = "; ".join(model.static.identity for model in chain if model.static)
     made |= {"static_fields": ground} if ground else {}
+    winds = "; ".join(model.predictors.identity for model in chain if model.predictors)
+    made |= {"predictors": winds} if winds else {}
     periods = [check_period(model, fields, split, args.any_period) for model in chain]
     made |= {"accumulation_period": "; ".join(dict.fromkeys(periods))}
     names = {field.index: f"{field.index:02d}_pre_sr.nc" for field in fields}
@@ -151,7 +157,7 @@ def downscale_parser(description, out):
         default="auto",
         help="units of files without an attribute (default: what stage 1 found)",
     )
-    add_static_option(parser, "static fields of this region, for a checkpoint that was trained with such fields")
+    add_field_options(parser)
     add(
         "--tile",
         type=whole_number,
@@ -186,8 +192,9 @@ def parse_shard(text):
 
 
 class Model(NamedTuple):
-    """A checkpoint ready for use: file, data settings, generator, the region it is tied to, its static fields, what it
-    knows of rain and what it was trained on (datasets.trained_on); {}: an earlier version did not say.
+    """A checkpoint ready for use: file, data settings, generator, the region it is tied to, its static fields and
+    predictors, what it knows of rain and what it was trained on (datasets.trained_on); {}: an earlier version did not
+    say.
     """
 
     path: Path
@@ -195,6 +202,7 @@ class Model(NamedTuple):
     generator: Any
     region_cells: list | None
     static: StaticFields | None
+    predictors: Predictors | None
     knows: Knowledge
     trained_on: dict
 
@@ -206,18 +214,20 @@ def load_models(args, split):
         opened = [utils.open_checkpoint(path) for path in args.checkpoint]
     else:
         command = _command(args, split)
-        more = {"static": args.static, "any_period": args.any_period}
+        more = {"static": args.static, "predictors": args.predictors, "any_period": args.any_period}
         opened = [find_checkpoint(args.data_folder, split, region, command=command, **more)]
-    with utils.reading(", ".join(str(path) for path, _ in opened)):
-        wanting = [state for _, state in opened if state.get("generator_config", {}).get("static_fields")]
+    beside = []
+    for kind, files in (("static_fields", args.static), ("predictor_fields", args.predictors)):
+        with utils.reading(", ".join(str(path) for path, _ in opened)):
+            wanting = [bool(state.get("generator_config", {}).get(kind)) for _, state in opened]
+        beside.append([files if wants or not any(wanting) else () for wants in wanting])
     return [
-        load_model(path, state, args, region, args.static if state in wanting or not wanting else ())
-        for path, state in opened
+        load_model(path, state, args, region, *files) for (path, state), *files in zip(opened, *beside, strict=True)
     ]
 
 
-def load_model(path, state, args, region, static):
-    """The Model of an opened checkpoint. Args: region: that was typed, or None. static: files of static fields."""
+def load_model(path, state, args, region, static, predictors):
+    """The Model of an opened checkpoint. Args: region: that was typed, or None. static, predictors: files of them."""
     import models
 
     device = models.find_device(args.device)
@@ -228,14 +238,15 @@ def load_model(path, state, args, region, static):
         if state.get("step", 1) == 0:
             raise DataError(f"{path}: no training step was made, its weights are random; train it: 2train.py --resume")
         config = data_config(state, region, args.units)
-        static = static_fields(path, state, static)
+        static, predictors = fields_beside(path, state, static, predictors)
         generator, trained = models.load_generator(state, device), state.get("trained_on", {})
         if generator.scale != config.scale:
             raise DataError(
                 f"{path}: its network makes x{generator.scale}, its data settings say x{config.scale} "
                 f"({config.lr_step:g} to {config.hr_step:g} degree); expected one scale, as 2train.py writes"
             )
-        return Model(path, config, generator, state.get("region_cells"), static, Knowledge.of(path, state), trained)
+        tied, knows = state.get("region_cells"), Knowledge.of(path, state)
+        return Model(path, config, generator, tied, static, predictors, knows, trained)
 
 
 def check_plain(state):
@@ -278,26 +289,28 @@ def in_a_chain(model):
 
 
 class Link(NamedTuple):
-    """A Model of a chain on a region: the Grid of its LR cells, and its static fields there."""
+    """A Model of a chain at an LRField: the Grid of its LR cells, and its static fields and predictors there."""
 
     model: Model
     grid: Grid
     maps: np.ndarray | None
+    predictors: np.ndarray | None
 
 
-def links_on(plan, chain):
-    """The Links of a chain over the region of a Plan.
+def links_on(field, chain):
+    """The Links of a chain over the region of an LRField, on its day.
 
-    Raises: DataError: a model that is tied to another region, or static fields that do not cover it.
+    Raises: DataError: a model that is tied to another region, or static fields or predictors that do not cover it.
     """
-    links, grid = [], plan.lr
+    links, grid = [], field.plan.lr
     for model in chain:
         try:
             refuse_tied(grid, model.region_cells)
         except DataError as error:
             raise DataError(f"{model.path}: {error}") from None
         fine = grid.refine(model.config.scale)
-        links.append(Link(model, grid, model.static.on(fine) if model.static else None))
+        maps = model.static.on(fine) if model.static else None
+        links.append(Link(model, grid, maps, model.predictors.on(grid, field.time) if model.predictors else None))
         grid = fine
     return links
 
@@ -330,7 +343,7 @@ def find_checkpoint(data_folder, split, region=None, folder="Data/SavedModels", 
     fits, one of those that come with the program (SHIPPED) is taken for files that hold its LR cells.
 
     Args: command: what was typed, to which --checkpoint is added where a checkpoint of another name fits. asked:
-        `static`, files of static fields; `any_period`, True where models of other periods fit too.
+        `static` and `predictors`, files of them; `any_period`, True where models of other periods fit too.
     Raises: DataError: none fits, with the reason of each, those of other names, and the command that trains one.
     """
     kept = {Path(str(path).removesuffix(".previous")) for path in Path(folder).glob("pre_srgan*_x*.pth*")}
@@ -375,11 +388,11 @@ def _by_fit(candidates):
     return sorted((one for one in candidates if one.rank), key=lambda one: (one.rank, one.path.name))
 
 
-def _candidate(path, data_folder, split, region, near=None, *, static=(), any_period=False):
+def _candidate(path, data_folder, split, region, near=None, *, static=(), predictors=(), any_period=False):
     """The Candidate at `path`; one that cannot be read has no state.
 
-    Args: region: that was typed, or None. near: instead of `all`, where none was typed. static, any_period: as in
-        find_checkpoint.
+    Args: region: that was typed, or None. near: instead of `all`, where none was typed. static, predictors,
+        any_period: as in find_checkpoint.
     """
     state, words, options = None, "", f"--checkpoint {shlex.quote(str(path))}"
     try:
@@ -394,7 +407,7 @@ def _candidate(path, data_folder, split, region, near=None, *, static=(), any_pe
             words = f"x{own.scale}, {own.lr_step:g} to {own.hr_step:g} degree, target {own.target}, {where}"
             words += f", rain of {in_words(period.hours)}; " if period.hours else "; "
             fields = read_lr(data_folder, split, data_config(state, region), tied)
-            static_fields("it", state, static)
+            fields_beside("it", state, static, predictors)
             if not any_period:
                 refuse_other("it", period, fields[0].archive.period, split)
             rank, hr = fit(fields), fields[0].plan.hr
@@ -445,16 +458,18 @@ def data_config(state, region=None, units="auto"):
     return replace(config, region=config.region if region is None else region, units=units)
 
 
-def static_fields(path, state, files):
-    """The StaticFields that a checkpoint needs, from files of the region at hand; None where it needs none.
+def fields_beside(path, state, static, predictors):
+    """(StaticFields, Predictors) that a checkpoint needs, from files; None where it needs none.
 
     Raises: DataError: no file or not these fields, or files where it needs none.
     """
-    described = state["generator_config"].get("static_fields", ())
-    if files and not described:
-        raise DataError(f"{path}: trained without static fields; leave --static out")
+    ground, days = (state["generator_config"].get(f"{kind}_fields", ()) for kind in ("static", "predictor"))
+    for words, files, described in (("static fields", static, ground), ("predictors", predictors, days)):
+        if files and not described:
+            raise DataError(f"{path}: trained without {words}; leave --{words.split()[0]} out")
     try:
-        return StaticFields(files, described) if described else None
+        hours = Knowledge.of(path, state).period.hours
+        return StaticFields(static, ground) if ground else None, Predictors(predictors, days, hours) if days else None
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
 
@@ -500,7 +515,7 @@ def _write_field(field, path, chain, args, attrs, pace, earlier):
 
     Args: chain: Models. earlier: results set aside once it is ready.
     """
-    lr, links, started = field.values(), links_on(field.plan, chain), time.monotonic()
+    lr, links, started = field.values(), links_on(field, chain), time.monotonic()
     times, source, number = utils.field_times(lr), lr.attrs["source"], args.members
     names = {"title": "Downscaled precipitation", "source_file": source, "archive": lr.attrs.get("archive")}
     names["correction"] = lr.attrs.get("correction")
@@ -536,9 +551,8 @@ def _through(links, lr, keys, tile, pace, words):
     link, *rest = links
     generator, scale, known = link.model.generator, link.model.generator.scale, np.isfinite(lr)
     whole = np.empty((len(keys), *(n * scale for n in lr.shape)), np.float32) if rest else None
-    for rows, cols, sr in downscale(
-        generator, lr, keys=keys, tile=tile, origin=link.grid.origin, pace=pace, maps=link.maps
-    ):
+    beside = {"origin": link.grid.origin, "maps": link.maps, "predictors": link.predictors}
+    for rows, cols, sr in downscale(generator, lr, keys=keys, tile=tile, pace=pace, **beside):
         cells = known[tuple(slice(k.start // scale, k.stop // scale) for k in (rows, cols))]
         if np.isfinite(sr).sum() != cells.sum() * len(keys) * scale**2:
             raise DataError(
@@ -570,6 +584,7 @@ def downscale(
     device=None,
     pace=None,
     maps=None,
+    predictors=None,
 ):
     """Make members of a whole field, tile by tile.
 
@@ -581,8 +596,8 @@ def downscale(
             network's eyes only). members, seed: ints. day: the valid time as text. keys: instead of these three, a text
             for each member that its noise is made from. origin: absolute row and column of lr[0, 0]. tile: side in LR
             cells; None: tiles.tile_shape. device: None is the generator's. pace: Threads that time each member of a
-            tile. maps (S, h * scale, w * scale): static fields on the HR cells (StaticFields.on), where the generator
-            has any.
+            tile. maps (S, h * scale, w * scale): static fields on the HR cells (StaticFields.on), and predictors
+            (P, h, w): fields of the day (Predictors.on), where the generator has any.
     Yields: (rows, columns, sr): slices of the HR field and sr (members, H, W), mm, float32, NaN exactly where the LR
         cell is missing.
     Raises: ValueError: lr is not 2-D, or negative or infinite somewhere.
@@ -596,9 +611,13 @@ def downscale(
     generator = generator.to(device).eval()
     missing, s = np.isnan(lr), generator.scale
     filled = torch.from_numpy(fill_nearest(lr).astype(np.float32))[None, None].to(device)  # (1, 1, h, w)
-    maps = None if maps is None else torch.from_numpy(np.asarray(maps, np.float32))[None].to(device)
+    maps, predictors = (
+        None if fields is None else torch.from_numpy(np.asarray(fields, np.float32))[None].to(device)
+        for fields in (maps, predictors)
+    )
     keys = keys or [f"{seed}|{m}|{day}" for m in range(members)]
-    for rows, cols, sr in make_tiles(generator, filled, keys, origin=origin, side=tile, pace=pace, maps=maps):
+    beside = {"maps": maps, "predictors": predictors}
+    for rows, cols, sr in make_tiles(generator, filled, keys, origin=origin, side=tile, pace=pace, **beside):
         cells = tuple(slice(k.start // s, k.stop // s) for k in (rows, cols))
         sr[:, missing[cells].repeat(s, 0).repeat(s, 1)] = np.nan
         yield rows, cols, sr

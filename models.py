@@ -192,13 +192,13 @@ class DirectedNoise(nn.Module):
 class SRResModel(nn.Module):
     """SRResNet: layers at the LR grid (the trunk), one upsampling stage for each prime factor, an output at each grid.
 
-    The trunk (9 x 9 convolution, residual blocks, skip) sees the whole field, and noise, so that cells agree on what
-    they share; from its features, and from the contours of the LR field, comes the flow that streaks follow. `stages`
-    turns a part of its features into finer values, the largest prime factor first, so that the last steps towards HR
-    are small. Behind each upsampling enter noise, the interpolated LR field, static fields, the learned maps of a fixed
-    region and, short of HR, streaks; residual blocks follow, most of them where pixels are few. Each grid adds its own
-    detail: a convolution of its features, and the streaks with an amplitude chosen at each pixel. A Laplacian pyramid
-    (Denton et al. 2015): it can be stopped, and trained, at a coarser grid.
+    The trunk (9 x 9 convolution, residual blocks, skip) sees the whole field, predictors, and noise, so that cells
+    agree on what they share; from its features, and from the contours of the LR field, comes the flow that streaks
+    follow. `stages` turns a part of its features into finer values, the largest prime factor first, so that the last
+    steps towards HR are small. Behind each upsampling enter noise, the interpolated LR field, static fields, the
+    learned maps of a fixed region and, short of HR, streaks; residual blocks follow, most of them where pixels are few.
+    Each grid adds its own detail: a convolution of its features, and the streaks with an amplitude chosen at each
+    pixel. A Laplacian pyramid (Denton et al. 2015): it can be stopped, and trained, at a coarser grid.
     """
 
     def __init__(self, config):
@@ -212,7 +212,7 @@ class SRResModel(nn.Module):
         known = 1 + maps + noise
         streaks = [noise * (config.directed and g < config.scale) for g in self.grids[1:]]
         self.noise_channels = noise
-        self.head = ConModel(known, c, 9, activation=config.activation)
+        self.head = ConModel(known + len(config.predictor_fields), c, 9, activation=config.activation)
         self.body = nn.Sequential(*(ResModel(c, **kw) for _ in range(config.blocks)), ConModel(c, c, norm=config.norm))
         ups, refine, margin = [], [], 1  # an output convolution needs one pixel around
         self.margins = []  # surroundings, in pixels, of what is known at each stage's grid
@@ -241,8 +241,8 @@ class SRResModel(nn.Module):
         _initialise(self)
 
     def trunk(self, x):
-        """Features (N, C + 2, h + 2 halo, ...), the last two the flow, of x (N, 1 + P + C, h, w): transformed LR, maps,
-        noise; edges repeated."""
+        """Features (N, C + 2, h + 2 halo, ...), the last two the flow, of x (N, ..., h, w): transformed LR, maps,
+        predictors, noise; edges repeated."""
         first = self.head(x)
         made = first + self.body(first)
         flow = self.flow(made) + torch.einsum("k,nkchw->nchw", self.along, contours(x[:, :1].float()))
@@ -334,27 +334,34 @@ class Generator(nn.Module):
         shapes = [(n, self.net.noise_channels, *side) for side in sides]
         return [torch.randn(s, generator=generator, device=device) if s[1] else None for s in shapes]
 
-    def forward(self, lr, noise=None, crop=None, maps=None):
+    def forward(self, lr, noise=None, crop=None, maps=None, predictors=None):
         """One member for each field of the batch.
 
         Args: lr (N, 1, h, w), mm, >= 0, nothing missing; noise from draw_noise for the part made (None: drawn from
             torch's global state); crop (r0, r1, c0, c1) in LR cells: the trunk sees all of lr, only this part is made;
-            maps (1 or N, S, h * scale, w * scale): static fields, as the checkpoint's normalisation leaves them.
+            maps (1 or N, S, h * scale, w * scale): static fields, and predictors (1 or N, P, h, w): fields of the day,
+            both as the checkpoint's normalisation leaves them.
         Returns: (N, 1, (r1 - r0) * scale, (c1 - c0) * scale), mm, float32.
         """
         crop = crop or (0, lr.shape[-2], 0, lr.shape[-1])
         noise = noise or self.draw_noise(len(lr), lr.shape[-2:], crop, device=lr.device)
-        return self.finish(lr, self.detail(*self.encode(lr, noise[0], maps), noise[1:], crop, maps), crop)
+        return self.finish(lr, self.detail(*self.encode(lr, noise[0], maps, predictors), noise[1:], crop, maps), crop)
 
-    def encode(self, lr, noise=None, maps=None):
+    def encode(self, lr, noise=None, maps=None, predictors=None):
         """Transformed LR and trunk features, both with `net.halo` cells of repeated edge: what `detail` takes.
 
-        noise (N, C, h, w): the trunk's; None without noise channels. maps: static fields, as forward.
+        noise (N, C, h, w): the trunk's; None without noise channels. maps, predictors: as forward.
+        Raises: ValueError: predictors of another shape, or another number of them; or as detail.
         """
+        fields = len(self.config.predictor_fields)
+        if (predictors is None) == bool(fields) or fields and tuple(predictors.shape[1:]) != (fields, *lr.shape[-2:]):
+            found = None if predictors is None else tuple(predictors.shape[1:])
+            raise ValueError(f"predictors {found}, expected {(fields, *lr.shape[-2:]) if fields else None}")
         noise = self._in_use(noise, 0)
         x, ground = self._transformed(lr) - self.centre, self._ground(lr.shape[-2:], maps)
         where = None if ground is None else F.avg_pool2d(ground, self.scale).expand(len(x), -1, -1, -1)
-        return F.pad(x, (self.net.halo,) * 4, mode="replicate"), self.net.trunk(joined(x.dtype, x, where, noise))
+        day = None if predictors is None else predictors.expand(len(x), -1, -1, -1)
+        return F.pad(x, (self.net.halo,) * 4, mode="replicate"), self.net.trunk(joined(x.dtype, x, where, day, noise))
 
     def detail(self, x, features, noise, crop, maps=None):
         """What the network makes of the part `crop`, before amounts are put on it; arguments as encode returned them.

@@ -40,7 +40,7 @@ def check_settings(settings):
     for item in dataclasses.fields(settings):
         value, about = getattr(settings, item.name), item.metadata
         shown = " ".join(map(str, value)) if isinstance(value, (tuple, list)) else value
-        name = f"--{item.name.replace('_', '-')}"
+        name = f"--{item.name.replace('_', '-')}" if about.get("group") else f"--set {item.name}:"
         if about.get("choices"):
             for word in value.split("+") if about["joined"] else [value]:
                 if word not in about["choices"]:
@@ -144,7 +144,7 @@ class GeneratorConfig:
     activation: str = option("leakyrelu", "of the layers at LR", choices=("prelu", "relu", "leakyrelu", "tanh"))
     stage_activation: str = option("leakyrelu", "of the stages", choices=("prelu", "relu", "leakyrelu", "tanh"))
     transform: str = option("log", f"scaling of rain before the network, one of {', '.join(TRANSFORMS)}",
-        group=NETWORK, choices=TRANSFORMS)
+        choices=TRANSFORMS)
     transform_parameters: dict = dataclasses.field(default_factory=lambda: {"c": 10.0})
     output: str = option("exp", "what turns the network's output into rain", choices=("softplus", "exp"))
     conserve: bool = option(True, "rescale each block of pixels to the rain of its LR cell (--target paired: off)",
@@ -153,6 +153,7 @@ class GeneratorConfig:
         group=NETWORK, low=0, high=4096)
     position_shape: tuple = ()
     static_fields: tuple = ()  # dicts of static.describe_fields: name, units, mean, std
+    predictor_fields: tuple = ()  # dicts of predictors.describe_predictors, likewise
     # fmt: on
 
     @property

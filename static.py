@@ -19,7 +19,6 @@ import numpy as np
 
 from metadata import RAIN, said, text_of
 from reader import MORE_NAMES, RAIN_NAMES, Grid, axes_of, lay_out, opened, understood
-from settings import YOUR_DATA
 from utils import DataError, shown, stamp
 
 OROGRAPHY = ("orog", "oro", "orography", "topo", "topography", "elev", "elevation", "altitude", "hgt", "hsurf", "dem")
@@ -28,17 +27,16 @@ SAME_UNITS |= dict.fromkeys(("metre", "meter", "metres", "meters", "gpm"), "m")
 METRES = 111_195.0  # of one degree of latitude
 KEPT = 8  # regions whose maps are kept
 
-__all__ = ["StaticFields", "add_static_option", "describe_fields", "named_fields"]
-
-
-def add_static_option(parser, words):
-    """The option --static of stages 2 to 4, under the heading of the data where there is one."""
-    group = next((group for group in parser._action_groups if group.title == YOUR_DATA), parser)
-    group.add_argument("--static", nargs="+", metavar="FILE", default=[], help=words)
+# fmt: off
+__all__ = [
+    "StaticFields", "describe_fields", "is_rain", "named_fields", "near", "refuse_units",
+    "units_of",
+]
+# fmt: on
 
 
 def named_fields(described):
-    """Static fields of a checkpoint in words: `orog (m), lsm (1)`; what is made of others is left out."""
+    """Fields of a checkpoint in words: `orog (m), lsm (1)`; what is made of others is left out."""
     return ", ".join(f"{field['name']} ({field['units']})" for field in described if "of" not in field)
 
 
@@ -79,12 +77,8 @@ class StaticFields:
             field = self.fields.get(wanted.get("of", wanted["name"]))
             if field is None:
                 raise DataError(_absent(self.files, described))
-            if "of" not in wanted and field.units != wanted["units"]:
-                raise DataError(
-                    f"{field.path}: {field.name} has units {shown(field.units)!r}, the model was trained with "
-                    f"{wanted['units']!r}; convert the values, or, where the attribute alone is wrong, set it: ncatted "
-                    f"-a units,{field.name},o,c,{wanted['units']} {field.path}"
-                )
+            if "of" not in wanted:
+                refuse_units(field.path, field.name, field.units, wanted["units"])
         self.on = lru_cache(maxsize=KEPT)(self._on)
 
     @cached_property
@@ -111,6 +105,26 @@ class StaticFields:
         return maps
 
 
+def units_of(variable):
+    """The units of a field in lower case, one word for those that mean the same."""
+    units = text_of(variable.attrs, "units").strip().lower()
+    return SAME_UNITS.get(units, units)
+
+
+def refuse_units(path, name, units, wanted):
+    """Raise DataError where a field has other units than the model was trained with."""
+    if units != wanted:
+        raise DataError(
+            f"{path}: {name} has units {shown(units)!r}, the model was trained with {wanted!r}; convert the values, or "
+            f"where the attribute alone is wrong, set it: ncatted -a units,{name},o,c,{wanted} {path}"
+        )
+
+
+def is_rain(variable):
+    """True where a variable speaks of rain, by its name or its attributes."""
+    return bool(RAIN.search(said(variable))) or str(variable.name).lower() in (*RAIN_NAMES, *MORE_NAMES)
+
+
 def _needed(described):
     """Names of the fields that files must hold."""
     return {field.get("of", field["name"]) for field in described}
@@ -133,8 +147,7 @@ class _Field:
 
     def __init__(self, path, variable):
         self.path, self.name = path, str(variable.name)
-        units = text_of(variable.attrs, "units").strip().lower()
-        self.units = SAME_UNITS.get(units, units)
+        self.units = units_of(variable)
         standard = text_of(variable.attrs, "standard_name").strip().lower()
         self.is_height = standard == "surface_altitude" or self.name.lower() in OROGRAPHY
         if self.is_height and self.units != "m":
@@ -142,7 +155,7 @@ class _Field:
                 f"{path}: {self.name} is orography in units {shown(self.units)!r}, expected m (slopes are made from "
                 f"it); set a wrong attribute with ncatted -a units,{self.name},o,c,m {path}"
             )
-        if RAIN.search(said(variable)) or self.name.lower() in (*RAIN_NAMES, *MORE_NAMES):
+        if is_rain(variable):
             raise DataError(
                 f"{path}: {self.name} speaks of rain, which is no static field; expected orography, land share or "
                 "other fields that stay as they are"
@@ -182,16 +195,9 @@ class _Field:
     def _part(self, grid):
         """The field around a Grid, float64, north first, its own Grid there, and what the file covers, in words."""
         with understood(self.path), opened(self.path) as dataset:
-            lat, lon = axes_of(dataset[self.name], dataset)
-            lats, lons = (np.asarray(dataset.variables[dim].values, "float64") for dim in (lat, lon))
-            near = float(grid.step) + 2 * max(float(np.abs(np.diff(nodes)).max(initial=0)) for nodes in (lats, lons))
-            lons = (lons + 180) % 360 - 180
-            whole = f"{lons.min():g}..{lons.max():g} E, {lats.min():g}..{lats.max():g} N"
-            rows = (lats > float(grid.south) - near) & (lats < float(grid.north) + near)
-            cols = (lons > float(grid.west) - near) & (lons < float(grid.east) + near)
-            if min(rows.sum(), cols.sum()) < 2:
+            part, whole = near(dataset, self.name, grid)
+            if part is None:
                 raise self._elsewhere(grid, whole)
-            part = dataset.isel({lat: np.flatnonzero(rows), lon: np.flatnonzero(cols)})
             values, lats, lons = lay_out(part[self.name], part)
             return values, Grid.from_centres(lats, lons), whole
 
@@ -200,6 +206,23 @@ class _Field:
             f"{self.path}: {self.name} covers {whole} (cell centres), not all of {grid.extent}; give fields of the "
             "region at hand with --static, or another --region"
         )
+
+
+def near(dataset, name, grid):
+    """The part of a dataset around a Grid, by the axes of one of its fields, and what the field covers, in words.
+
+    Returns: (Dataset, or None where fewer than two of its rows or columns are near; text).
+    """
+    lat, lon = axes_of(dataset[name], dataset)
+    lats, lons = (np.asarray(dataset.variables[dim].values, "float64") for dim in (lat, lon))
+    reach = float(grid.step) + 2 * max(float(np.abs(np.diff(nodes)).max(initial=0)) for nodes in (lats, lons))
+    lons = (lons + 180) % 360 - 180
+    whole = f"{lons.min():g}..{lons.max():g} E, {lats.min():g}..{lats.max():g} N"
+    rows = (lats > float(grid.south) - reach) & (lats < float(grid.north) + reach)
+    cols = (lons > float(grid.west) - reach) & (lons < float(grid.east) + reach)
+    if min(rows.sum(), cols.sum()) < 2:
+        return None, whole
+    return dataset.isel({lat: np.flatnonzero(rows), lon: np.flatnonzero(cols)}), whole
 
 
 def _fields_of(files):

@@ -30,7 +30,7 @@ def tile_shape(generator, members, cells, side=None):
     return min(rows, cells[0]), min(max(rows, columns), cells[1])
 
 
-def make_tiles(generator, lr, keys, *, origin=(0, 0), side=None, pace=None, maps=None):
+def make_tiles(generator, lr, keys, *, origin=(0, 0), side=None, pace=None, maps=None, predictors=None):
     """Make a member for each noise key, tile by tile.
 
     Tiles are as wide as memory allows, one below the other. The network makes each cell's detail once; a tile is
@@ -38,7 +38,8 @@ def make_tiles(generator, lr, keys, *, origin=(0, 0), side=None, pace=None, maps
 
     Args: generator: a Generator. lr (1, 1, h, w), mm, on its device, nothing missing. keys: texts. origin: absolute row
         and column of lr[0, 0], by which noise is keyed. side: of a tile in LR cells (None: tile_shape). pace: Threads
-        that time the parts. maps (1, S, h * scale, w * scale): static fields, where the generator has any.
+        that time the parts. maps (1, S, h * scale, w * scale), predictors (1, P, h, w): static fields and fields of the
+        day, where the generator has any.
     Yields: (rows, columns, sr): slices of the HR field, and sr (members, H, W), mm, float32, numpy.
     """
     import torch
@@ -48,7 +49,7 @@ def make_tiles(generator, lr, keys, *, origin=(0, 0), side=None, pace=None, maps
     first = generator.net.entries[:1]
     with torch.no_grad():
         drawn = (keyed_noise(generator.net, key, _shifted((0, h, 0, w), origin), first, lr.device)[0] for key in keys)
-        trunks = [generator.encode(lr, noise, maps) for noise in drawn]
+        trunks = [generator.encode(lr, noise, maps, predictors) for noise in drawn]
     for c0 in range(0, w, columns):
         c1 = min(c0 + columns, w)
         left, right = max(c0 - ring, 0), min(c1 + ring, w)

@@ -29,6 +29,7 @@ import critic
 import datasets
 import limits
 import models
+import predictors
 import static
 import utils
 from processes import SAVING, Clock, Group
@@ -80,8 +81,12 @@ def _train(config, path, args, group, clock):
     """train_model, alone at its files."""
     dataset = datasets.SRDataset(args.data_folder, "train", **asdict(config))
     state = open_state(config, path, args, group, dataset)
-    maps = {plan.core: state.static.on(plan.core) for plan in dataset.plans} if state.static else None
-    loader, validator = WindowLoader(state, dataset, maps), Validator(state, dataset, maps)
+    beside = {"maps": None, "predictors": None}
+    if state.static:
+        beside["maps"] = {plan.core: state.static.on(plan.core) for plan in dataset.plans}
+    if state.predictors:
+        beside["predictors"] = state.predictors.of_days(predictors.days_of(dataset))
+    loader, validator = WindowLoader(state, dataset, **beside), Validator(state, dataset, **beside)
     loader.prepare(state.step).result()  # refuses where the data have no such window, before anything is moved away
     make_room(state, path, args)
     announce(state, dataset, path, validator.held_out)
@@ -146,6 +151,9 @@ def choose_settings(args, config, dataset):
     if args.static:
         cores = [plan.core for plan in dataset.plans]
         shape = replace(shape, static_fields=static.describe_fields(args.static, cores))
+    if args.predictors:
+        days, hours = predictors.days_of(dataset), dataset.files.period.hours
+        shape = replace(shape, predictor_fields=predictors.describe_predictors(args.predictors, days, hours))
     if not train.content_steps + train.adversarial_steps:
         raise DataError("--content-steps 0 and --adversarial-steps 0: expected a step or more to train")
     if not shape.noise_channels:
@@ -274,7 +282,7 @@ class State:
         self.saved, self.bytes = None, 0  # step of the last checkpoint; sent to other processes
         self.region_cells = None  # of a generator that is tied to one region
         self.opened = None  # the file it was resumed from
-        self.static = None  # StaticFields
+        self.static, self.predictors = None, None  # StaticFields, Predictors
         if args.compile:  # not the trunk: the layout of its edges' gradients is not the compiler's (torch 2.14)
             self.generator.net.stages = torch.compile(self.generator.net.stages, dynamic=False)
 
@@ -352,6 +360,7 @@ class State:
             "knows": self.knows,
             "trained_on": self.trained_on,
             "static_files": self.static.files if self.static else [],
+            "predictor_files": self.predictors.files if self.predictors else [],
             "warnings": self.warnings(),
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()},
         }
@@ -422,10 +431,15 @@ def open_state(config, path, args, group, dataset):
     state.trained_on = datasets.trained_on(dataset)
     refuse_list(state, found, kept)
     files = args.static or (kept or {}).get("static_files", [])
+    days = args.predictors or (kept or {}).get("predictor_files", [])
     if bool(files) != bool(state.shape.static_fields):
         raise DataError(f"--static: {found} was trained without static fields; leave it out, or train anew")
+    if bool(days) != bool(state.shape.predictor_fields):
+        raise DataError(f"--predictors: {found} was trained without predictors; leave it out, or train anew")
     if files:
         state.static = static.StaticFields(files, state.shape.static_fields)
+    if days:
+        state.predictors = predictors.Predictors(days, state.shape.predictor_fields, period.hours)
     if state.shape.position_channels:
         state.region_cells = datasets.cells_of(dataset.plans[0].lr)
     if kept:
@@ -540,14 +554,15 @@ def averaged_model(generator, decay):
 class WindowLoader:
     """Cuts the training windows of the next step in another thread while the networks work on this one."""
 
-    def __init__(self, state, dataset, maps=None):
+    def __init__(self, state, dataset, maps=None, predictors=None):
         train, self.state = state.train, state
         common = {
             "valid_share": train.valid_share,
-            "turn": not (state.shape.position_channels or state.shape.static_fields),  # the ground keeps its north
+            "turn": not (state.shape.position_channels or maps or predictors),  # ground and wind keep their north
             "amounts": train.amounts,
             "seed": train.seed,
             "maps": maps,
+            "predictors": predictors,
         }
         self.windows = [
             Windows(dataset, crop=crop, sides=sides, **common)
@@ -556,7 +571,8 @@ class WindowLoader:
         if train.coarse_archive:
             grid = state.generator.net.grids[state.shape.coarse]
             crop, sides = window_sides(train, state.config, coarse=True)
-            archive = datasets.coarse_archive(train.coarse_archive, dataset, state.coarse(1) and maps is None and grid)
+            alone = state.coarse(1) and maps is None and predictors is None
+            archive = datasets.coarse_archive(train.coarse_archive, dataset, alone and grid)
             self.windows.append(Windows(archive, crop=crop, sides=sides, **{**common, "valid_share": 0.0}))
         self.batch, (self.first, self.count) = train.batch, state.group.share(train.batch)
         self.weight = self.count * state.group.size / train.batch  # of this process's mean in the mean of all
@@ -571,11 +587,11 @@ class WindowLoader:
         return self.coming[1]
 
     def get(self, step, device):
-        """The windows of a step: (lr (N, 1, h, w), hr (N, 1, H, W), weight (N, 1, 1, 1), box, file names), mm, and the
-        static fields (N, S, h * scale, w * scale), or None."""
+        """The windows of a step: (lr (N, 1, h, w), hr (N, 1, H, W), weight (N, 1, 1, 1), box, file names), mm, and
+        (static fields (N, S, h * scale, w * scale) or None, predictors (N, P, h, w) or None)."""
         batch = as_tensors(self.prepare(step).result(), device)
-        lr, hr, weight, maps = (batch[k] for k in ("lr", "hr", "weight", "maps"))
-        return lr, hr, weight[:, None, None, None], batch["box"], batch["source"], maps
+        lr, hr, weight, *beside = (batch[k] for k in ("lr", "hr", "weight", "maps", "predictors"))
+        return lr, hr, weight[:, None, None, None], batch["box"], batch["source"], beside
 
 
 def step_noise(state, first, lr, box, stages=None):
@@ -606,14 +622,14 @@ def train_step(state, loader):
     train, scaler = state.train, state.scaler
     rate = learning_rate_share(train, state.step)
     set_learning_rate(state.opt_g, rate * train.learning_rate)
-    lr, hr, weight, box, files, maps = loader.get(state.step, state.group.device)
+    lr, hr, weight, box, files, beside = loader.get(state.step, state.group.device)
     coarse = state.coarse(state.step)
     noise = step_noise(state, loader.first, lr, box, state.shape.coarse if coarse else None)
     state.opt_g.zero_grad(set_to_none=True), state.opt_d.zero_grad(set_to_none=True)
 
     # members of the generator against the truth
     with state.autocast():
-        members, detail = make_members(state.generator, lr, noise, train.members, box, maps)  # (M, N, 1, H, W)
+        members, detail = make_members(state.generator, lr, noise, train.members, box, *beside)  # (M, N, 1, H, W)
     hr = F.avg_pool2d(hr, hr.shape[-1] // members.shape[-1])  # in a coarse step
     losses = {"Loss_c": content_loss(state, members, hr, weight)}
     total = losses["Loss_c"] + train.restraint * rate * detail.square().mean()
@@ -642,10 +658,10 @@ def train_step(state, loader):
     return {f"{name}_coarse" if coarse else name: value for name, value in losses.items()}
 
 
-def make_members(generator, lr, noise, count, box, maps=None):
+def make_members(generator, lr, noise, count, box, maps=None, predictors=None):
     """Make `count` members (M, N, 1, H, W) of a batch. Also returns the output before amounts."""
-    lr, maps = (x if x is None else x.repeat(count, 1, 1, 1) for x in (lr, maps))
-    detail = generator.detail(*generator.encode(lr, noise[0], maps), noise[1:], box, maps)
+    lr, maps, predictors = (x if x is None else x.repeat(count, 1, 1, 1) for x in (lr, maps, predictors))
+    detail = generator.detail(*generator.encode(lr, noise[0], maps, predictors), noise[1:], box, maps)
     return generator.finish(lr, detail, box).unflatten(0, (count, -1)), detail
 
 
@@ -775,7 +791,9 @@ def announce(state, dataset, path, held_out):
     plain = {**asdict(TrainConfig()), **asdict(GeneratorConfig(scale=state.config.scale))}
     if state.static:
         log(f"static fields: {static.named_fields(state.shape.static_fields)}, and slopes of orography")
-    said = plain.keys() - {"static_fields"}
+    if state.predictors:
+        log(f"predictors: {static.named_fields(state.shape.predictor_fields)}")
+    said = plain.keys() - {"static_fields", "predictor_fields"}
     words = [f"{k}={v}" for k, v in settings_of(state).items() if k in said and v != plain[k]]
     log(f"settings other than the defaults: {' '.join(words) or 'none'} (all are in the checkpoint and TensorBoard)")
 

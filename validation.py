@@ -32,7 +32,7 @@ __all__ = ["Validator", "as_tensors", "assess", "draw_windows", "merit"]
 class Validator:
     """Scores a generator on windows of held-out days, or of the held-out columns of a short list."""
 
-    def __init__(self, state, dataset, maps=None):
+    def __init__(self, state, dataset, maps=None, predictors=None):
         train, (crop, sides) = state.train, window_sides(state.train, state.config)
         whole = {  # windows' worth of crops, as they are
             "sides": (sides[1],) * 2 if sides else None,
@@ -41,6 +41,7 @@ class Validator:
             "valid_share": train.valid_share,
             "turn": False,
             "maps": maps,
+            "predictors": predictors,
         }
         self.held_out = Windows(dataset, seed=train.seed, **whole) if train.valid_share else None
         self.shown = None  # (lr, hr, members, box) of the first window, for pictures
@@ -111,10 +112,9 @@ def as_tensors(batch, device="cpu"):
 
 
 def draw_windows(windows, count, group):
-    """This process's part of `count` windows to score: [(lr, hr, box, number, maps or None)]."""
+    """This process's part of `count` windows to score: [(number, batch of one window, as_tensors)]."""
     first, number = group.share(max(count, group.size))
-    drawn = ((as_tensors(windows.batch(k, 1)), k) for k in range(first, first + number))
-    return [(batch["lr"], batch["hr"], batch["box"], k, batch["maps"]) for batch, k in drawn]
+    return [(k, as_tensors(windows.batch(k, 1))) for k in range(first, first + number)]
 
 
 def merit(scores):
@@ -139,12 +139,13 @@ def assess(net, windows, group, members=4):
     """
     device, scale = group.device, net.scale
     sums, spectra, counts, textures, shown = torch.zeros(5, dtype=torch.float64), [], [], [], None
-    for lr, hr, box, k, maps in windows if group.rank else utils.progress(windows, "validating"):
-        lr, hr, (r0, r1, c0, c1) = lr.to(device), hr.to(device), box
-        maps = maps if maps is None else maps.to(device)
+    for k, batch in windows if group.rank else utils.progress(windows, "validating"):
+        lr, hr, *beside = (x if x is None else x.to(device) for x in map(batch.get, ("lr", "hr", "maps", "predictors")))
+        box = batch["box"]
         sources = [torch.Generator().manual_seed(1000 * k + m) for m in range(members)]
         drawn = [net.draw_noise(1, lr.shape[-2:], box, source) for source in sources]
-        made = torch.stack([net(lr, [z if z is None else z.to(device) for z in noise], box, maps) for noise in drawn])
+        drawn = [[z if z is None else z.to(device) for z in noise] for noise in drawn]
+        made = torch.stack([net(lr, noise, box, *beside) for noise in drawn])
         r0, r1, c0, c1 = (n * scale for n in box)
         plain = F.interpolate(lr, scale_factor=scale, mode="bilinear")[..., r0:r1, c0:c1]
         spread, error = (1 + 1 / members) * made.var(0).mean(), F.mse_loss(made.mean(0), hr)  # Fortin et al. 2014

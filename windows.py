@@ -3,7 +3,7 @@
 Reads and writes  nothing itself; the pairs are those of datasets.SRDataset.
 
     from windows import Windows
-    batch = Windows(dataset, sides=(4, 6), crop=2).batch(step=0, size=4)   # lr, hr, box, weight, source, maps
+    batch = Windows(dataset, sides=(4, 6), crop=2).batch(step=0, size=4)   # lr, hr, box, weight ...
 """
 
 from pathlib import Path
@@ -43,9 +43,9 @@ class Windows:
     Args: dataset: SRDataset. sides: (smallest, largest) side of a window in LR cells, rows and columns drawn each step;
         None: the whole region. crop: side of the crop in LR cells, 0 for the whole window. part: train or valid.
         valid_share: share held out for validation. turn: turn and flip at random; False for a fixed region, for
-        static fields (their north must stay north) and for validation. amounts: rain is scaled by a random factor of
-        at most this, either way (1: never). seed: of draws. maps: {plan.core: static fields (S, H, W) on it}, cut as
-        HR; with turn=False.
+        fields that have directions (north must stay north) and for validation. amounts: rain is scaled by a random
+        factor of at most this, either way (1: never). seed: of draws. maps: {plan.core: static fields (S, H, W) on it},
+        cut as HR, and predictors: fields of the day (P, h, w) on the LR cells of each file; both with turn=False.
     """
 
     CANDIDATES, LONG_LIST = 48, 20
@@ -62,8 +62,9 @@ class Windows:
         amounts=1.0,
         seed=0,
         maps=None,
+        predictors=None,
     ):
-        self.maps = maps
+        self.maps, self.predictors = maps, predictors
         self.dataset, self.sides, self.crop, self.part = dataset, sides, crop, part
         self.turn, self.amounts, self.seed, self.scale = turn, amounts, seed, dataset.config.scale
         count = len(dataset)
@@ -78,7 +79,7 @@ class Windows:
 
         Returns: dict of lr (n, 1, h, w), hr (n, 1, H, W), mm, float32; box (r0, r1, c0, c1), the crop in LR cells that
             hr covers; weight (n,) of each sample in the loss; source, the files' names; maps (n, S, h * scale,
-            w * scale), or None.
+            w * scale) and predictors (n, P, h, w), or None.
         Raises: DataError: no window without missing pixels.
         """
         rng = np.random.default_rng([self.seed, step, self.part == "valid"])
@@ -93,14 +94,15 @@ class Windows:
         drawn = [self._draw(step, k, (h, w), box) for k in range(first, first + (size if count is None else count))]
         lr, hr = (np.stack([pair[k] for pair in drawn])[:, None] for k in (0, 1))
         maps = np.stack([pair[4] for pair in drawn]) if self.maps else None
+        day = np.stack([pair[5] for pair in drawn]) if self.predictors else None
         if self.turn:
             lr, hr, box = _turned(lr, hr, box, rng)
         weight = np.array([pair[3] for pair in drawn], np.float32)
         source = [pair[2] for pair in drawn]
-        return {"lr": lr, "hr": hr, "maps": maps, "box": box, "weight": weight, "source": source}
+        return {"lr": lr, "hr": hr, "maps": maps, "predictors": day, "box": box, "weight": weight, "source": source}
 
     def _draw(self, step, sample, shape, box):
-        """(lr, hr of the crop, file name, weight, maps or None) of one sample."""
+        """(lr, hr of the crop, file name, weight, maps or None, predictors or None) of one sample."""
         rng = np.random.default_rng([self.seed, step, self.part == "valid", sample])
         top, bottom, left, right = (n * self.scale for n in box)
         for _ in range(100):
@@ -112,7 +114,8 @@ class Windows:
                 hr = window[top:bottom, left:right] * factor
                 weight = self._chance(0.5) / self._chance(hr.mean())
                 maps = self.maps and self._cut_maps(*place, shape)
-                return lr * factor, hr, Path(self.dataset.files.paths[place[0]]).name, weight, maps
+                day = self.predictors and self._cut_predictors(*place, shape)
+                return lr * factor, hr, Path(self.dataset.files.paths[place[0]]).name, weight, maps, day
         raise DataError(
             f"no window of {shape[0]} x {shape[1]} LR cells without missing pixels in the {self.dataset.split} list; "
             "expected larger gap-free areas, or smaller windows: --window 1 1 with a smaller --crop"
@@ -152,6 +155,16 @@ class Windows:
         """Static fields (S, H, W) of that window, a view."""
         h, w = (n * self.scale for n in shape)
         return self.maps[self.dataset.plans[i].core][:, row : row + h, col : col + w]
+
+    def _cut_predictors(self, i, row, col, shape):
+        """Fields of the day (P, h, w) on the LR cells of that window, interpolated where it begins within a cell."""
+        (r, down), (c, across) = divmod(row, self.scale), divmod(col, self.scale)
+        part = self.predictors[i][:, r : r + shape[0] + bool(down), c : c + shape[1] + bool(across)]
+        if down:
+            part = part[:, :-1] + np.float32(down / self.scale) * (part[:, 1:] - part[:, :-1])
+        if across:
+            part = part[..., :-1] + np.float32(across / self.scale) * (part[..., 1:] - part[..., :-1])
+        return part
 
     def _chance(self, amount):
         """How likely a place with this mean rain, mm, is drawn: its square root, and a little for dry places."""

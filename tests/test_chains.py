@@ -43,8 +43,8 @@ def chain_of(*generators, north=30.5, west=106, shape=(4, 5), maps=None):
     """Links of generators over a region of 1 degree cells."""
     grid, links = Grid(ratio(north), ratio(west), ratio(1), *shape), []
     for generator in generators:
-        model = Model(Path("x.pth"), DataConfig(), generator, None, None, Knowledge(), {})
-        links.append(Link(model, grid, maps))
+        model = Model(Path("x.pth"), DataConfig(), generator, None, None, None, Knowledge(), {})
+        links.append(Link(model, grid, maps, None))
         grid = grid.refine(generator.scale)
     return links
 

@@ -307,6 +307,9 @@ def test_the_first_error_names_all_that_is_missing_and_its_command_runs(home, ar
         plans("--target", "coarsen")
     (config,) = plans(*str(no.value).splitlines()[-1].split()[2:])
     assert (config.lr_step, config.hr_step, config.region) == (4, 1, "all")
+    with pytest.raises(DataError, match="--region all") as no:  # a region that was typed comes back as it was
+        plans(*argv, "--region", "all", "--data-folder", home.hr_lists)
+    assert plans(*str(no.value).splitlines()[-1].split()[2:])[0].region == "all"
 
 
 def test_files_elsewhere_are_taken_whole_and_it_is_said(workdir, capsys):

@@ -360,7 +360,7 @@ def test_two_models_need_two_checkpoints_and_other_targets_a_step(home, tmp_path
     assert "holds no pairs" in words and "--train-hr-folders" in words
 
 
-SENSELESS = """--batch 0|--window 5|--window 5 4|--window 0 4|--content magic|--transform magic|--channels 0
+SENSELESS = """--batch 0|--window 5|--window 5 4|--window 0 4|--content magic|--set transform=magic|--channels 0
 --stage-blocks 1|--epoch-steps 0|--valid-windows 0|--valid-share 1.5|--content-steps -1|--seed -1|--recipe magic
 --learning-rate -1|--max-minutes 0|--max-minutes nan|--max-minutes soon|--learning-rate nan|--crop -1
 --lr-step 0.35|--lr-step inf|--units inch|--device cuda|--init gone.pth|--export day.nc|--checkpoint day.nc
@@ -373,7 +373,7 @@ if torch.cuda.is_available():
 def test_senseless_options_of_training_are_refused_in_words(home, tmp_path, monkeypatch, capsys, option):
     code = said(2, [*TRAIN, "--checkpoint", tmp_path / "s.pth", *option.split()], monkeypatch)
     words = capsys.readouterr().err if code == 2 else code  # argparse, or a DataError
-    name = option.split()[-2].strip("-")
+    name = re.split("[ =]", option)[-2].strip("-")
     assert isinstance(words, str) and (name in words.replace("_", "-").replace(" ", "-") or option.split()[-1] in words)
     assert not (tmp_path / "s.pth").exists()
 
