@@ -104,7 +104,9 @@ def _make(args):
 
         if pairs is None:
             pairs = [(field.values(), None) for field in fields]
-        plots.plot_evaluation(Path(args.out) / "plots", paths, pairs, curves, target=truth, cells=cells)
+        plots.plot_evaluation(
+            Path(args.out) / "plots", paths, pairs, curves, target=truth, cells=cells, static=args.static
+        )
 
 
 if __name__ == "__main__":

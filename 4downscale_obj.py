@@ -36,7 +36,7 @@ def compare(args, fields, paths):
     if args.plots:
         import plots
 
-        plots.plot_forecasts(Path(args.out) / "plots", paths, inputs, cells)
+        plots.plot_forecasts(Path(args.out) / "plots", paths, inputs, cells, static=args.static)
 
 
 def main(argv=None):

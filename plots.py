@@ -23,6 +23,7 @@ from matplotlib.transforms import IdentityTransform
 
 import limits
 from datasets import block_mean
+from static import orography_on
 from utils import DataError, log, progress, read_output, when, whole_file
 from verification import QQ_LEVELS
 
@@ -61,7 +62,7 @@ __all__ = [
 # ---------------------------------------------------------------- the pictures of a run
 
 
-def plot_evaluation(folder, paths, pairs, curves=None, *, target=None, cells=None):
+def plot_evaluation(folder, paths, pairs, curves=None, *, target=None, cells=None, static=()):
     """Draw the evaluation days: NN_maps.png of every day and scores.png; of the wettest wettest.png and members.png.
 
     wettest.png is a close-up, members.png a window of about 400 pixels a side, drawn pixel by pixel.
@@ -69,7 +70,7 @@ def plot_evaluation(folder, paths, pairs, curves=None, *, target=None, cells=Non
     Args: paths: NN_pre_sr.nc in list order. pairs: sequence of their (lr, hr) DataArrays, mm; hr is None where there is
         no truth. curves: of a ScoreTable; None: no scores.png. target: where the truth comes from, where the fields'
         own word is not to be taken ("interpolate" over files at the HR step has real truth). cells: as of
-        plot_forecasts, where there is no truth.
+        plot_forecasts, where there is no truth. static: files of static fields, whose orography members.png shows too.
     """
     folder, wettest, near, beside, shown = Path(folder), -1.0, None, None, None
     for index, path in enumerate(progress(paths, "drawing")):
@@ -83,7 +84,7 @@ def plot_evaluation(folder, paths, pairs, curves=None, *, target=None, cells=Non
             words = f"x{sr.attrs['scale']}, member 1 of {sr.sizes.get('member', 1)}"
     if near is not None:
         save_figure(plot_maps(*near, caption=words), folder / "wettest.png")
-        save_figure(_members_of(*beside), folder / "members.png", dpi="figure")
+        save_figure(_members_of(*beside, static), folder / "members.png", dpi="figure")
     if curves is not None:
         words, attrs = "; ".join([f"{len(paths)} files", *limits.said_of(paths)]), shown.attrs
         figure = plot_scores(curves, caption=words, archive=attrs.get("archive"), target=attrs.get("target"))
@@ -92,18 +93,19 @@ def plot_evaluation(folder, paths, pairs, curves=None, *, target=None, cells=Non
     log(f"drew {len(paths)} maps, wettest.png, members.png{'' if curves is None else ', scores.png'} in {folder}")
 
 
-def plot_forecasts(folder, paths, inputs, cells):
+def plot_forecasts(folder, paths, inputs, cells, *, static=()):
     """Draw the forecasts: NN_maps.png of each, members.png of the wettest, qq_NAME.png (Q-Q) for each reference.
 
     Args: paths: NN_pre_sr.nc. inputs: their LR DataArrays, mm, in the same order. cells: of
-        forecasts.forecast_cells: {name of the reference: list of (downscaled (M, n), reference (n,)), mm}.
+        forecasts.forecast_cells: {name of the reference: list of (downscaled (M, n), reference (n,)), mm}. static: as
+        of plot_evaluation.
     """
     folder = Path(folder)
     for index, (path, lr) in enumerate(zip(progress(paths, "drawing"), inputs, strict=True)):
         save_figure(plot_maps(_one_input(lr), read_output(path)), folder / f"{index:02d}_maps.png")
     index = int(np.argmax([np.nan_to_num(float(lr.mean())) for lr in inputs]))
     beside = wettest_window(_one_input(inputs[index]), read_output(paths[index]))
-    save_figure(_members_of(*beside), folder / "members.png", dpi="figure")
+    save_figure(_members_of(*beside, static), folder / "members.png", dpi="figure")
     _plot_cells(folder, paths, cells, inputs[0].attrs.get("archive"))
     log(f"drew {len(paths)} maps, members.png and {len(cells)} Q-Q plots in {folder}")
 
@@ -129,8 +131,8 @@ def save_figure(figure, path, *, dpi=110):
     return Path(path)
 
 
-def _members_of(lr, sr, hr):
-    """plot_members of DataArrays, captioned with their time, source, place and size."""
+def _members_of(lr, sr, hr, static):
+    """plot_members of DataArrays, captioned with their time, source, place and size; with the orography of files."""
     lr, sr, hr = (field if field is None else _north_up(field) for field in (lr, sr, hr))
     (south, north), (west, east) = (_ends(sr[d].values) for d in ("lat", "lon"))
     corners = f"{_place(round(south, 4), round(west, 4))} to {_place(round(north, 4), round(east, 4))}"
@@ -140,6 +142,7 @@ def _members_of(lr, sr, hr):
         sr.values if "member" in sr.dims else sr.values[None],
         target=None if hr is None else hr.attrs.get("target"),
         caption="; ".join([*_about(sr), corners]),
+        ground=orography_on(static, sr.lat.values, sr.lon.values),
         archive=sr.attrs.get("archive"),
     )
 
@@ -228,22 +231,28 @@ def plot_maps(lr, sr, hr=None, *, caption="", levels=None, members=3):
     return _sign(figure, "; ".join([caption] * bool(caption) + said), sr.attrs.get("archive"))
 
 
-def plot_members(lr, hr, members, *, levels=None, target=None, caption="", archive=None):
+def plot_members(lr, hr, members, *, levels=None, target=None, caption="", archive=None, ground=None):
     """Draw input, truth and members of one window side by side, each pixel of HR as one pixel of the picture.
 
     Nothing is interpolated, so texture can be judged. A window shorter than 200 pixels is drawn with 2 x 2, 3 x 3 ...
-    pixels of the picture for each of its own. Two rows of three: four members, without truth five.
+    pixels of the picture for each of its own. Two rows of three: four members, without truth five, with terrain one
+    less.
 
     Args: lr (h, w), hr (H, W) or None, members (M, H, W): mm, tensors or arrays, north first. levels: rungs of LADDER;
-        None: those of levels_for. target: with "interpolate" the title of the truth says that it is none.
+        None: those of levels_for. target: with "interpolate" the title of the truth says that it is none. ground
+        (H, W): orography, m, drawn in shades of grey, darker where it is higher; None: none.
     Returns: a Figure; save_figure(figure, path, dpi="figure") keeps its pixels.
     """
     lr, hr, members = (None if field is None else _array(field) for field in (lr, hr, members))
     truth = "no truth: input interpolated" if target == "interpolate" else "truth (HR)"
     shape = members.shape[-2:]
     panels = {INPUT: _on_pixels(lr, shape[0] // len(lr), shape, np.nan)} | ({} if hr is None else {truth: hr})
-    panels |= {f"member {m + 1}": field for m, field in enumerate(members[: 6 - len(panels)])}
-    colours = _rain_colours(levels or levels_for(*panels.values()))
+    room = 6 - len(panels) - (ground is not None)
+    panels |= {f"member {m + 1}": field for m, field in enumerate(members[:room])}
+    colours, terrain = _rain_colours(levels or levels_for(*panels.values())), None
+    if ground is not None:
+        terrain = f"terrain, {np.min(ground):.0f} (white) to {np.max(ground):.0f} m (black)"
+        panels = {terrain: ground, **panels}
     zoom = max(1, -(-200 // min(shape)))
     (h, w), columns = (zoom * n for n in shape), 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -259,7 +268,8 @@ def plot_members(lr, hr, members, *, levels=None, target=None, caption="", archi
         )
         figure.add_artist(box)  # a frame of one pixel round the window, which lies on it
         ax = figure.add_axes((left / width, low / height, w / width, h / height))
-        image = ax.imshow(field, cmap=colours[0], norm=colours[1], interpolation="nearest", aspect="auto")
+        look = {"cmap": "Greys"} if title == terrain else {"cmap": colours[0], "norm": colours[1]}
+        image = ax.imshow(field, interpolation="nearest", aspect="auto", **look)
         ax.set_axis_off()
         ax.set_title(title, fontsize=9, pad=4)
     place = (columns * (w + gap) + gap) / width, foot / height + 0.05, 14 / width, (h * rows + head) / height - 0.1

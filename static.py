@@ -29,8 +29,8 @@ KEPT = 8  # regions whose maps are kept
 
 # fmt: off
 __all__ = [
-    "StaticFields", "describe_fields", "is_rain", "named_fields", "near", "refuse_units",
-    "units_of",
+    "StaticFields", "describe_fields", "is_rain", "named_fields", "near", "orography_on",
+    "refuse_units", "units_of",
 ]
 # fmt: on
 
@@ -103,6 +103,18 @@ class StaticFields:
             values = _slope(values, wide, wanted["towards"]) if "of" in wanted else values
             maps[k] = (values[inner] - wanted["mean"]) / wanted["std"]
         return maps
+
+
+def orography_on(files, lat, lon):
+    """The orography of files on cells of these centres (north first), m, (H, W); None where no file holds any.
+
+    Raises: DataError: as StaticFields.on.
+    """
+    fields = [field for field in _fields_of(files).values() if field.is_height]
+    if not fields:
+        return None
+    values, inner, _ = fields[0].on(Grid.from_centres(lat, lon))
+    return values[inner]
 
 
 def units_of(variable):

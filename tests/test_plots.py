@@ -290,6 +290,11 @@ def test_members_without_truth_or_with_one_that_is_none():
     lr, five = block_mean(field, 20), np.stack([field] * 7)
     assert list(panels(plots.plot_members(lr, None, five))) == ["input (LR)", *(f"member {k}" for k in range(1, 6))]
     assert list(panels(plots.plot_members(lr, None, field[None]))) == ["input (LR)", "member 1"]
+    height = 100 * field + 5
+    figure = plots.plot_members(lr, field, five, ground=height)
+    terrain = f"terrain, {height.min():.0f} (white) to {height.max():.0f} m (black)"
+    assert list(panels(figure)) == [terrain, "input (LR)", "truth (HR)", *(f"member {k}" for k in (1, 2, 3))]
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), height)
     said = words(plots.plot_members(lr, field, five, target="interpolate", archive="generated sample"))
     assert "no truth: input interpolated" in said and "GENERATED SAMPLE" in said and "rain, mm" in said
     boxes = list(texts_of(plots.plot_members(lr, field, five)))

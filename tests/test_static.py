@@ -10,9 +10,10 @@ import xarray as xr
 from conftest import nodes, outputs, rain, run, run3, said, write_nc
 
 import datasets
+import plots
 import utils
 from reader import Grid
-from static import StaticFields, describe_fields
+from static import StaticFields, describe_fields, orography_on
 from utils import DataError
 from windows import Windows
 
@@ -147,6 +148,10 @@ def test_windows_cut_static_fields_where_the_rain_is(tmp_path):
 # ---------------------------------------------------------------- stages 2 to 4
 
 
+def hr_nodes():
+    return nodes(50.05, 61.95, 0.1)[::-1], nodes(5.05, 18.95, 0.1)
+
+
 @pytest.fixture(scope="module")
 def terrain(tmp_path_factory):
     """Days whose rain lies on the western slopes alone, and a model that was given the terrain, and one that was not.
@@ -155,7 +160,7 @@ def terrain(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("terrain")
     height = np.kron(np.random.default_rng(5).random((24, 28)) * 1000, np.ones((5, 5)))  # 120 x 140, flat blocks
-    fine = nodes(50.05, 61.95, 0.1)[::-1], nodes(5.05, 18.95, 0.1)
+    fine = hr_nodes()
     ground(folder / "ground.nc", height, north=62.0)
     for k in range(22):
         low = 1 + np.kron(rain((3, 4), k, 10.0)[:, :4], np.ones((4, 4)))[:12, :14]
@@ -189,7 +194,16 @@ def test_stage_3_needs_the_fields_and_regions_and_tiles_agree(terrain, tmp_path,
     assert "with.pth: the model was trained with static fields orog (m); none was given" in told
     told = said(3, [*words[:3], terrain / "without.pth", *static, "--out", tmp_path / "none"], monkeypatch)
     assert "trained without static fields; leave --static out" in told
-    run3(*words, *static, "--out", tmp_path / "whole")
+    shown = []
+    monkeypatch.setattr(
+        plots, "plot_members", lambda *a, real=plots.plot_members, **k: (shown.append(k), real(*a, **k))[1]
+    )
+    run(3, *words, *static, "--out", tmp_path / "whole", "--plots", "--no-scores")
+    np.testing.assert_allclose(shown[0]["ground"], xr.open_dataset(terrain / "ground.nc").orog, rtol=1e-6)
+    assert (
+        orography_on([ground(terrain / "land.nc", heights(120, 140), north=62, name="lsm", attrs={})], *hr_nodes())
+        is None
+    )
     run3(*words, *static, "--out", tmp_path / "tiles", "--tile", 3)
     for one, two in zip(outputs(tmp_path / "whole"), outputs(tmp_path / "tiles"), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
