@@ -246,6 +246,9 @@ class TrainConfig:
         elif len(self.window) != 2 or not 1 <= self.window[0] <= self.window[1]:
             raise DataError(f"--window {' '.join(map(str, self.window))}: expected a smallest and a largest side, or 0")
         check_settings(self)
+        if len(self.noise_in_use) != 2 or any(self.noise_in_use) != all(self.noise_in_use):
+            words = ",".join(f"{factor:g}" for factor in self.noise_in_use)
+            raise DataError(f"--set noise_in_use={words}: expected two factors above 0, or 0,0 to have them fitted")
 
 
 # fmt: off

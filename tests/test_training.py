@@ -361,6 +361,7 @@ def test_two_models_need_two_checkpoints_and_other_targets_a_step(home, tmp_path
 
 
 SENSELESS = """--batch 0|--window 5|--window 5 4|--window 0 4|--content magic|--set transform=magic|--channels 0
+--set noise_in_use=1.3,0|--set noise_in_use=1.3
 --stage-blocks 1|--epoch-steps 0|--valid-windows 0|--valid-share 1.5|--content-steps -1|--seed -1|--recipe magic
 --learning-rate -1|--max-minutes 0|--max-minutes nan|--max-minutes soon|--learning-rate nan|--crop -1
 --lr-step 0.35|--lr-step inf|--units inch|--device cuda|--init gone.pth|--export day.nc|--checkpoint day.nc
