@@ -870,8 +870,8 @@ def coarse_archive(folder, dataset, grid):
     """
     if not grid:
         raise DataError(
-            f"--set coarse_archive={folder}: this training makes no coarse steps, or has static fields, which the "
-            "archive has not; leave it out"
+            f"--set coarse_archive={folder}: this training makes no coarse steps, or has static fields or "
+            "predictors, which the archive has not; leave it out"
         )
     lr_step = dataset.config.lr_step
     settings = {"lr_step": lr_step, "hr_step": float(f"{lr_step / grid:.9g}")}

@@ -70,7 +70,7 @@ def downscale_list(args, split, correction=None):
     mark_days_of_training(fields, chain)
     for model in chain:
         if model.predictors:
-            model.predictors.refuse_absent(field.time for field in fields)
+            model.predictors.refuse_absent(f.time for f in fields if f.index % args.shard[1] == args.shard[0])
     for field in {field.plan: field for field in fields}.values():
         links_on(field, chain)  # refuses what does not fit the region
     made = {"checkpoint": " ".join(utils.digest(model.path) for model in chain), "seed": args.seed}

@@ -64,8 +64,8 @@ MAX_CELLS = 1_000_000_000  # the whole globe at 0.01 degree holds 648 million; a
 
 # fmt: off
 __all__ = [
-    "MAKE_DAYS", "MAX_CELLS", "MAX_DAILY", "UNITS", "Grid", "axes_of", "canonical", "choose", "grid_of",
-    "inspect_files", "lay_out", "newest", "opened", "ratio", "read_field", "refuse_code", "to_mm", "understood",
+    "MAKE_DAYS", "MAX_CELLS", "MAX_DAILY", "UNITS", "Grid", "axes_of", "canonical", "choose", "grid_of", "lay_out",
+    "inspect_files", "newest", "opened", "ratio", "read_field", "refuse_code", "times_of", "to_mm", "understood",
 ]
 # fmt: on
 
@@ -119,7 +119,7 @@ def canonical(field, path=None, units=None, dataset=None, undecided=None, period
         _refuse_packing(field)
         values, lats, lons = lay_out(field, dataset, members)
         bounds = time_bounds(field, dataset)
-        time, reference = _field_times(field, path, bounds)
+        time, reference = times_of(field, path, bounds)
         own = own_units(field, overridden=units)
         if own and not units and undecided not in (None, AS_STORED, own):
             raise DataError(
@@ -529,7 +529,7 @@ def _many(field, extra):
 # ---------------------------------------------------------------- times
 
 
-def _field_times(field, path=None, bounds=None):
+def times_of(field, path=None, bounds=None):
     """(valid time, forecast reference time or None) of a field, from its time coordinates, else from the file's name.
 
     An accumulation whose time is the end of its bounds has the date of their beginning.

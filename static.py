@@ -11,7 +11,9 @@ Orography brings its slopes to the east and to the north with it: which side of 
 So windows of such a training are not turned or flipped.
 """
 
+import contextlib
 import math
+import re
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -24,13 +26,17 @@ from utils import DataError, shown, stamp
 OROGRAPHY = ("orog", "oro", "orography", "topo", "topography", "elev", "elevation", "altitude", "hgt", "hsurf", "dem")
 SAME_UNITS = {"": "1", "-": "1", "(0 - 1)": "1", "fraction": "1", "dimensionless": "1"}
 SAME_UNITS |= dict.fromkeys(("metre", "meter", "metres", "meters", "gpm"), "m")
+PARTS_OF_RAIN = (
+    "cp", "lsp", "crr", "lsrr", "csf", "lsf", "sf", "mtpr", "mcpr", "mlspr", "avg_tprate", "avg_cpr", "avg_lsprate",
+    "prate", "cprat", "acpcp", "ncpcp", "prectot", "prectotcorr",
+)  # fmt: skip
 METRES = 111_195.0  # of one degree of latitude
 KEPT = 8  # regions whose maps are kept
 
 # fmt: off
 __all__ = [
-    "StaticFields", "describe_fields", "is_rain", "named_fields", "near", "orography_on",
-    "refuse_units", "units_of",
+    "StaticFields", "describe_fields", "is_rain", "named", "named_fields", "near",
+    "orography_on", "refuse_units", "units_of",
 ]
 # fmt: on
 
@@ -119,7 +125,8 @@ def orography_on(files, lat, lon):
 
 def units_of(variable):
     """The units of a field in lower case, one word for those that mean the same."""
-    units = text_of(variable.attrs, "units").strip().lower()
+    units = re.sub(r"\*\*|\^", "", text_of(variable.attrs, "units").strip().lower())
+    units = re.sub(r" ?/ ?([a-z]+)(\d*)", lambda part: f" {part[1]}-{part[2] or 1}", units)  # m/s is m s-1
     return SAME_UNITS.get(units, units)
 
 
@@ -128,13 +135,18 @@ def refuse_units(path, name, units, wanted):
     if units != wanted:
         raise DataError(
             f"{path}: {name} has units {shown(units)!r}, the model was trained with {wanted!r}; convert the values, or "
-            f"where the attribute alone is wrong, set it: ncatted -a units,{name},o,c,{wanted} {path}"
+            f"where the attribute alone is wrong, set it: ncatted -a units,{name},o,c,'{wanted}' {path}"
         )
 
 
 def is_rain(variable):
-    """True where a variable speaks of rain, by its name or its attributes."""
-    return bool(RAIN.search(said(variable))) or str(variable.name).lower() in (*RAIN_NAMES, *MORE_NAMES)
+    """True where a variable speaks of rain or snowfall, or of a part of them, by its name or its attributes."""
+    spoken = " ".join(text_of(variable.attrs, key) for key in ("standard_name", "long_name"))
+    if re.search("precipitable|content", spoken, re.I):
+        return False
+    named = str(variable.name).lower() in (*RAIN_NAMES, *MORE_NAMES, *PARTS_OF_RAIN)
+    named = named and not re.search("pressure|temperature|humidity|wind", spoken, re.I)
+    return named or bool(RAIN.search(said(variable)) or re.search("snow ?fall", said(variable), re.I))
 
 
 def _needed(described):
@@ -206,7 +218,7 @@ class _Field:
 
     def _part(self, grid):
         """The field around a Grid, float64, north first, its own Grid there, and what the file covers, in words."""
-        with understood(self.path), opened(self.path) as dataset:
+        with understood(self.path), named(self.path), opened(self.path) as dataset:
             part, whole = near(dataset, self.name, grid)
             if part is None:
                 raise self._elsewhere(grid, whole)
@@ -218,6 +230,15 @@ class _Field:
             f"{self.path}: {self.name} covers {whole} (cell centres), not all of {grid.extent}; give fields of the "
             "region at hand with --static, or another --region"
         )
+
+
+@contextlib.contextmanager
+def named(path):
+    """An error that does not name the file yet becomes one that does."""
+    try:
+        yield
+    except DataError as error:
+        raise error if str(path) in str(error) else DataError(f"{path}: {error}") from None
 
 
 def near(dataset, name, grid):

@@ -262,7 +262,9 @@ class State:
             models.initialise_normal(self.generator)
         if args.init:
             with utils.reading(args.init):
-                self.generator.load_state_dict(models.load_generator(utils.load_checkpoint(args.init)).state_dict())
+                initial = models.load_generator(utils.load_checkpoint(args.init))
+                refuse_fields(args.init, initial.config, shape)
+                self.generator.load_state_dict(initial.state_dict())
         for net in (self.generator, self.discriminator):
             net.to(group.device, memory_format=torch.channels_last)
         self.averaged = averaged_model(self.generator, train.ema)
@@ -405,6 +407,17 @@ class State:
         self.whole_steps = kept.get("whole_steps", self.steps)
         self.best_weights = kept["ema"] if math.isfinite(self.best) else None
         torch.set_rng_state(kept["rng"].cpu())
+
+
+def refuse_fields(path, one, other):
+    """Raise DataError where a GeneratorConfig of a file to start from has other static fields or predictors."""
+    for kind in ("static_fields", "predictor_fields"):
+        own, asked = (", ".join(field["name"] for field in getattr(shape, kind)) or "none" for shape in (one, other))
+        if own != asked:
+            raise DataError(
+                f"--init {path}: its {kind.replace('_', ' ')} are {own}, those of this training {asked}; expected the "
+                "same: give them with --static and --predictors, or leave --init out"
+            )
 
 
 def open_state(config, path, args, group, dataset):

@@ -116,7 +116,7 @@ def test_a_file_name_that_is_a_date_gives_the_day(tmp_path):
         file.drop_vars("time").to_netcdf(tmp_path / "2020_01_05.nc")
         file.drop_vars("time").to_netcdf(tmp_path / "wind.nc")
     np.testing.assert_array_equal(plain(tmp_path / "2020_01_05.nc", "2020-01-05"), winds())
-    with pytest.raises(DataError, match="u10 has no time; expected valid times, or a file name that is a date"):
+    with pytest.raises(DataError, match="wind.nc: no decodable time coordinate, and the name is not a date"):
         plain(tmp_path / "wind.nc")
 
 
@@ -158,7 +158,7 @@ def test_rain_in_a_file_of_predictors_is_left_out(tmp_path):
 
 def test_the_same_names_and_units_are_required(tmp_path):
     path = weather(tmp_path / "a.nc", winds())
-    wanted = {"name": "u10", "units": "m s-1", "mean": 0.0, "std": 1.0}
+    wanted = {"name": "u10", "units": "m s-1", "times": 1, "mean": 0.0, "std": 1.0}
     with pytest.raises(DataError, match=r"cape is not in .*a.nc, which hold\(s\) u10 \(m s-1\): give the same fields"):
         Predictors([path], [wanted, {**wanted, "name": "cape"}], 24)
     with pytest.raises(DataError, match="u10 has units 'm s-1', the model was trained with 'kt'"):
@@ -230,7 +230,7 @@ def test_a_wind_that_drives_the_truth_is_used(windy):
 def test_stage_3_needs_the_fields_and_tiles_agree(windy, tmp_path, monkeypatch):
     words = ["--data-folder", windy / "lists", "--checkpoint", windy / "with.pth"]
     told = said(3, [*words, "--out", tmp_path / "none", "--no-scores"], monkeypatch)
-    assert "with.pth: the model was trained with predictors; u10 is not in" in told and "--predictors FILE" in told
+    assert "with.pth: the model was trained with predictors u10 (m s-1); none was given: give the same" in told
     told = said(3, [*words, "--predictors", windy / "wind" / "w20.nc", "--out", tmp_path / "none"], monkeypatch)
     assert "u10 is missing for 1 of 2 times of rain, first 2020-01-22" in told and not (tmp_path / "none").exists()
     wind = ["--predictors", windy / "wind"]
@@ -262,3 +262,127 @@ def test_resume_finds_the_fields_again_and_a_model_without_them_refuses(windy, t
     words = ["--data-folder", windy / "lists", "--target", "paired", "--region", "all"]
     words += ["--predictors", windy / "wind" / "w1.nc", "--checkpoint", tmp_path / "c.pth", "--runs", tmp_path]
     assert "u10 is missing for 19 of 20 times of rain, first 2020-01-01" in said(2, words, monkeypatch)
+
+
+# ---------------------------------------------------------------- what a user really downloads
+
+
+def cds(path, value, level, days=("2020-01-01", "2020-01-02"), units="m s**-1", **more):
+    """As the new CDS writes a wind at one pressure level."""
+    values = np.full((len(days), 1, 4, 6), value, "float32")
+    coords = {
+        "valid_time": np.array(days, "M8[ns]"),
+        "pressure_level": ("pressure_level", [float(level)], {"units": "hPa", "positive": "down"}),
+        "latitude": ("latitude", GRID.lat, {"units": "degrees_north"}),
+        "longitude": ("longitude", GRID.lon, {"units": "degrees_east"}),
+        "number": 0,
+        "expver": ("valid_time", ["0001"] * len(days)),
+    }
+    dims = ("valid_time", "pressure_level", "latitude", "longitude")
+    xr.Dataset({"u": (dims, values, {"units": units, **more})}, coords).to_netcdf(path)
+    return path
+
+
+def test_levels_are_fields_of_their_own(tmp_path):
+    low, high = cds(tmp_path / "850.nc", 5.0, 850), cds(tmp_path / "500.nc", 20.0, 500)
+    days = [(GRID, "2020-01-01"), (GRID, "2020-01-02")]
+    both = describe_predictors([low, high], days, 24)
+    names = ["u at pressure_level 850 hPa", "u at pressure_level 500 hPa"]
+    assert [(field["name"], field["mean"]) for field in both] == list(zip(names, (5.0, 20.0), strict=True))
+    with pytest.raises(DataError, match="u at pressure_level 850 hPa is not in .*500.nc, which .* 500 hPa"):
+        Predictors([high], both[:1], 24)
+
+
+def test_units_in_other_spellings_are_the_same_and_none_are_none(tmp_path):
+    (field,) = describe_predictors([cds(tmp_path / "a.nc", 5.0, 850)], [(GRID, "2020-01-01")], 24)
+    Predictors([cds(tmp_path / "b.nc", 5.0, 850, units="m/s")], [field], 24)
+    with pytest.raises(DataError, match="units '1', the model was trained with 'm s-1'"):
+        Predictors([cds(tmp_path / "c.nc", 5.0, 850, units="1")], [field], 24)
+
+
+def test_a_mean_stamped_at_its_end_is_that_of_the_day_before(tmp_path):
+    values, days = np.stack([winds(seed=k) for k in (1, 2)]), np.array(["2020-01-02", "2020-01-03"], "M8[ns]")
+    path = weather(tmp_path / "a.nc", values, days)
+    with xr.open_dataset(path) as file:
+        begun = file.assign(time_bnds=(("time", "nv"), np.stack([days - np.timedelta64(1, "D"), days], 1)))
+        begun.to_netcdf(tmp_path / "b.nc")
+        long = file.assign(time_bnds=(("time", "nv"), np.stack([days, days + np.timedelta64(31, "D")], 1)))
+        long.to_netcdf(tmp_path / "c.nc")
+    np.testing.assert_array_equal(plain(tmp_path / "b.nc", "2020-01-02"), values[1])
+    with pytest.raises(DataError, match="u10 is given for 31 days at a time"):
+        plain(tmp_path / "c.nc", "2020-01-02")
+
+
+def test_forecasts_are_valid_at_their_lead_time(tmp_path):
+    """As cfgrib writes them: the issue in time, leads in step, with or without valid_time."""
+    values, leads = np.stack([winds(seed=k) for k in (1, 2)]), np.array([24, 48], "m8[h]").astype("m8[ns]")
+    issue = ((), np.datetime64("2020-01-01", "ns"), {"standard_name": "forecast_reference_time"})
+    step = ("step", leads, {"standard_name": "forecast_period"})
+    file = xr.Dataset(
+        {"u10": (("step", "lat", "lon"), values, WIND)},
+        {"time": issue, "step": step, "lat": GRID.lat, "lon": GRID.lon},
+    )
+    file.to_netcdf(tmp_path / "a.nc")
+    file.assign_coords(valid_time=("step", issue[1] + leads)).to_netcdf(tmp_path / "b.nc")
+    file.isel(step=[0]).to_netcdf(tmp_path / "c.nc")
+    for name in ("a", "b"):
+        np.testing.assert_array_equal(plain(tmp_path / f"{name}.nc", "2020-01-03"), values[1])
+    np.testing.assert_array_equal(plain(tmp_path / "c.nc", "2020-01-02"), values[0])
+
+
+def test_a_day_has_as_many_times_as_those_of_the_training(tmp_path, capsys):
+    hours = np.arange("2020-01-01T00", "2020-01-03T00", np.timedelta64(6, "h"), "M8[h]")
+    path = weather(tmp_path / "a.nc", np.stack([winds(seed=k) for k in range(8)]), hours)
+    described = describe_predictors([path], [(GRID, "2020-01-01")], 24)
+    assert described[0]["times"] == 4
+    part = weather(tmp_path / "b.nc", np.stack([winds(seed=k) for k in range(3)]), hours[:3])
+    with pytest.raises(DataError, match="3 of 4 times a day there"):
+        Predictors([part], described, 24).on(GRID, "2020-01-01")
+    capsys.readouterr()
+    Predictors([weather(tmp_path / "c.nc", winds())], described, 24).on(GRID, "2020-01-01")
+    assert "u10 has one time a day, the model was trained with the mean of 4 a day" in capsys.readouterr().out
+
+
+def test_codes_other_quantities_and_other_grids_are_refused(tmp_path):
+    for code in (-9999, 9.96921e36):
+        values = winds()
+        values[0, 0] = code
+        with pytest.raises(DataError, match=r"a.nc: u10 holds .* in 1 cell\(s\): a code for missing"):
+            plain(weather(tmp_path / "a.nc", values))
+    described = describe_predictors([weather(tmp_path / "a.nc", winds())], [(GRID, "2020-01-01")], 24)
+    fast = weather(tmp_path / "b.nc", winds() + 8000)
+    with pytest.raises(DataError, match="b.nc: u10 of 2020-01-01 is up to .* standard deviations from its mean in tr"):
+        Predictors([fast], described, 24).on(GRID, "2020-01-01")
+    times = np.array(["2020-01-01T00", "2020-01-01T12"], "M8[h]")
+    halves = [weather(tmp_path / "c.nc", winds(5, 7)[None], times[:1])]
+    halves += [weather(tmp_path / "d.nc", winds(6, 8)[None], times[1:], north=60.5, west=4.5)]
+    with pytest.raises(DataError, match="u10 of 2020-01-01 is on another grid in another file"):
+        plain(halves)
+
+
+def test_what_is_left_out_is_said(tmp_path, capsys):
+    path = weather(tmp_path / "a.nc", winds())
+    with xr.open_dataset(path) as file:
+        more = {"cp": (("lat", "lon"), winds(), {"units": "m"}), "pwat": (("lat", "lon"), winds(), WIND)}
+        more["pwat"][2:][0].update(long_name="Precipitable water")
+        file.assign(**more).to_netcdf(tmp_path / "b.nc")
+    found = describe_predictors([tmp_path / "b.nc"], [(GRID, "2020-01-01")], 24)
+    assert [field["name"] for field in found] == ["u10", "pwat"]
+    assert "left out of --predictors: cp speaks of rain" in capsys.readouterr().out
+
+
+def test_files_that_are_not_there_or_empty_are_named(tmp_path):
+    with pytest.raises(DataError, match="gone.nc: no such file; expected predictors"):
+        plain(tmp_path / "gone.nc")
+    path = weather(tmp_path / "a.nc", np.zeros((0, 4, 6)), [])
+    with pytest.raises(DataError, match="a.nc: u10 has no time, its time is empty"):
+        plain(path)
+    weather(tmp_path / "year" / "2020" / "a.nc", winds())
+    (tmp_path / "year" / "2020" / "._a.nc").write_bytes(b"resource fork")
+    np.testing.assert_array_equal(plain(tmp_path / "year"), winds())
+
+
+def test_a_start_from_a_model_with_other_predictors_is_refused(windy, tmp_path, monkeypatch):
+    words = ["--data-folder", windy / "lists", "--target", "paired", "--region", "all", "--channels", 8, "--blocks", 1]
+    words += ["--checkpoint", tmp_path / "a.pth", "--runs", tmp_path, "--init", windy / "with.pth"]
+    assert "its predictor fields are u10, those of this training none" in said(2, words, monkeypatch)
