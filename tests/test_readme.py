@@ -112,6 +112,8 @@ def typed(tmp_path_factory):
                     attrs={"units": "mm"},
                 )
     quarter, fine = nodes(2, 6, 0.25), np.round(1.8875 + 0.025 * np.arange(170), 4)
+    ground = {"name": "orog", "attrs": {"units": "m"}}
+    write_nc(home / "pairs/static.nc", 100 * rain((17, 17), 5).repeat(10, 0).repeat(10, 1), fine + 50, fine, **ground)
     for split, days in (("", (1, 2, 3)), ("_eval", (4,))):
         for day in days:
             hr = np.kron(rain((17, 17), day), np.ones((10, 10)))
