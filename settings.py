@@ -197,8 +197,8 @@ class TrainConfig:
         group=RECIPE, choices=("crps-gan", "crps", "srgan", "srgan-notes"))
     content_steps: int = option(800, "steps of the content phase (generator alone); more for large archives",
         group=LENGTH, low=0)
-    adversarial_steps: int = option(1200, "steps of the adversarial phase (generator against critic); 0: none",
-        group=LENGTH, low=0)
+    adversarial_steps: int = option(1200, "steps of the adversarial phase (generator against critic); 0: none; 5000 or "
+        "more make members hard to tell from real rain", group=LENGTH, low=0)
     epoch_steps: int = option(300, "steps between validations, each with a checkpoint", group=LENGTH, low=1)
     valid_share: float = option(0.1, "share of the days (of few files: of their columns) held out for validation",
         group=LENGTH, low=0, high=0.9)
