@@ -40,18 +40,18 @@ def check_settings(settings):
     for item in dataclasses.fields(settings):
         value, about = getattr(settings, item.name), item.metadata
         shown = " ".join(map(str, value)) if isinstance(value, (tuple, list)) else value
-        name = f"--{item.name.replace('_', '-')}" if about.get("group") else f"--set {item.name}:"
+        name = f"--{item.name.replace('_', '-')} " if about.get("group") else f"--set {item.name}="
         if about.get("choices"):
             for word in value.split("+") if about["joined"] else [value]:
                 if word not in about["choices"]:
                     known = ", ".join(filter(None, about["choices"]))
-                    raise DataError(f"{name} {word}: expected one of {known}")
+                    raise DataError(f"{name}{word}: expected one of {known}")
         if isinstance(item.default, bool) and not isinstance(value, bool):
-            raise DataError(f"{name} {shown}: expected True or False")
+            raise DataError(f"{name}{shown}: expected True or False")
         low, high = (about.get(end) for end in ("low", "high"))
         for number in value if isinstance(value, (tuple, list)) else [value]:
             if low is not None and not low <= number <= high:  # false for NaN too
-                raise DataError(f"{name} {shown}: expected {low:g} to {high:g}")
+                raise DataError(f"{name}{shown}: expected {low:g} to {high:g}")
 
 
 def add_settings(parser, cls, *, shown=()):

@@ -231,7 +231,7 @@ def test_every_number_that_is_typed_has_bounds(number, monkeypatch):
 )
 def test_every_setting_that_is_a_number_has_bounds(item):
     numbers = item.default if isinstance(item.default, tuple) else [item.default]
-    if item.name not in ("position_shape", "static_fields") and all(
+    if item.name not in ("position_shape", "static_fields", "predictor_fields") and all(
         type(n) in (int, float) for n in numbers if numbers is not dataclasses.MISSING
     ):
         assert item.metadata.get("low") is not None, item.name
