@@ -409,10 +409,8 @@ def label(values, grid, like, config=None):
 
 def _guarded(name, function, *args):
     """Call function(*args) and put the file's name before the message of its DataError."""
-    try:
+    with utils.named(name):
         return function(*args)
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from None
 
 
 class PreTransforms:
@@ -543,6 +541,10 @@ class Archive:
         self.checked.add(i)
         return values.reshape(grid.shape if labels is None else (len(labels), *grid.shape))
 
+    def time(self, i):
+        """The valid time of file i to the minute, as text; empty where it has none."""
+        return self.index[i]["times"].get("time", "")[:16]
+
     def identity(self, i):
         """What identifies file i: its name, size, modification time and units, as text."""
         size, mtime_ns = stamp(self.paths[i])
@@ -626,9 +628,9 @@ def trained_on(dataset):
         north" of the cells that are used, degrees: [valid time to the minute, ...]}}.
     """
     days, archives = {}, [dataset.files] if dataset.truth is None else [dataset.files, dataset.truth]
-    for record, plan in zip(dataset.files.index, dataset.plans, strict=True):
+    for i, plan in enumerate(dataset.plans):
         area = " ".join(f"{edge:g}" for edge in plan.lr.edges)
-        days.setdefault(area, []).append(record["times"].get("time", "")[:16])
+        days.setdefault(area, []).append(dataset.files.time(i))
     known = [[r["values"], r["times"], r["grid"]] for archive in archives for r in archive.index]
     return {"digest": hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16], "days": days}
 
@@ -716,15 +718,11 @@ class LRField:
         words = f" {self.correction.identity}" if self.correction else ""
         return f"{self.archive.identity(self.index)} {self.plan.lr} {self.plan.hr}{words}"
 
-    @property
-    def time(self):
-        """Its time to the minute, as text; empty where its file has none."""
-        return self.archive.index[self.index]["times"].get("time", "")[:16]
-
     def seen(self, trained):
         """True where cells of this field, at its time, are among those of `trained_on`."""
+        time = self.archive.time(self.index)
         areas = [([float(edge) for edge in area.split()], times) for area, times in trained.get("days", {}).items()]
-        return any(self.time in times and utils.overlap(self.plan.lr.edges, edges) for edges, times in areas)
+        return any(time in times and utils.overlap(self.plan.lr.edges, edges) for edges, times in areas)
 
     def values(self):
         """The field as a DataArray `tp` ([member,] lat, lon), mm, corrected where there is a correction."""

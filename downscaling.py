@@ -70,7 +70,8 @@ def downscale_list(args, split, correction=None):
     mark_days_of_training(fields, chain)
     for model in chain:
         if model.predictors:
-            model.predictors.refuse_absent(f.time for f in fields if f.index % args.shard[1] == args.shard[0])
+            own = (field for field in fields if field.index % args.shard[1] == args.shard[0])
+            model.predictors.refuse_absent(field.archive.time(field.index) for field in own)
     for field in {field.plan: field for field in fields}.values():
         links_on(field, chain)  # refuses what does not fit the region
     made = {"checkpoint": " ".join(utils.digest(model.path) for model in chain), "seed": args.seed}
@@ -302,7 +303,7 @@ def links_on(field, chain):
 
     Raises: DataError: a model that is tied to another region, or static fields or predictors that do not cover it.
     """
-    links, grid = [], field.plan.lr
+    links, grid, time = [], field.plan.lr, field.archive.time(field.index)
     for model in chain:
         try:
             refuse_tied(grid, model.region_cells)
@@ -310,7 +311,7 @@ def links_on(field, chain):
             raise DataError(f"{model.path}: {error}") from None
         fine = grid.refine(model.config.scale)
         maps = model.static.on(fine) if model.static else None
-        links.append(Link(model, grid, maps, model.predictors.on(grid, field.time) if model.predictors else None))
+        links.append(Link(model, grid, maps, model.predictors.on(grid, time) if model.predictors else None))
         grid = fine
     return links
 
@@ -467,11 +468,9 @@ def fields_beside(path, state, static, predictors):
     for words, files, described in (("static fields", static, ground), ("predictors", predictors, days)):
         if files and not described:
             raise DataError(f"{path}: trained without {words}; leave --{words.split()[0]} out")
-    try:
+    with utils.named(path):
         hours = Knowledge.of(path, state).period.hours
         return StaticFields(static, ground) if ground else None, Predictors(predictors, days, hours) if days else None
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
 
 
 def check_period(model, fields, split, any_period):

@@ -22,8 +22,8 @@ from datasets import area_means, area_weights, interpolate
 from metadata import bounds_variable, dates, seconds_of, text_of, time_bounds, time_roles
 from reader import Grid, axes_of, lay_out, newest, opened, times_of, understood
 from settings import YOUR_DATA
-from static import is_rain, named, named_fields, near, refuse_units, units_of
-from utils import DataError, check_memory, digest_of, log, progress, shown, stamp, when
+from static import is_rain, named_fields, near, refuse_units, units_of
+from utils import DataError, check_memory, digest_of, log, named, netcdf_files, progress, shown, stamp, when
 
 SAMPLED = 200  # days from which mean and spread are taken
 FAR = 100  # standard deviations: another unit, or another quantity
@@ -45,8 +45,7 @@ def add_field_options(parser):
 
 def days_of(dataset):
     """[(LR Grid, time as text)] of all files of an SRDataset."""
-    times = [record["times"].get("time", "") for record in dataset.files.index]
-    return [(plan.lr, time) for plan, time in zip(dataset.plans, times, strict=True)]
+    return [(plan.lr, dataset.files.time(i)) for i, plan in enumerate(dataset.plans)]
 
 
 def describe_predictors(files, days, hours):
@@ -87,8 +86,7 @@ class Predictors:
         if hours and hours > 24:
             raise DataError(f"--predictors: rain of {hours:g} hours; expected rain of a day, or of less")
         self.files, self.whole_days = [Path(file).as_posix() for file in files], not hours or hours == 24
-        self.left_out = {}  # words, of fields that are not taken
-        self.fields = _fields_of(_listed(files), self._key, self.left_out)
+        self.fields, self.left_out = _fields_of(_listed(files), self._key)
         if described is None:
             plain = {"mean": 0.0, "std": 1.0}
             described = [{"name": f.name, "units": f.units, "times": f.daily, **plain} for f in self.fields.values()]
@@ -239,7 +237,7 @@ class _Field:
         self.path, self.name, self.variable, self.units = path, name, variable, units
         self.times, self.clocks = defaultdict(list), {}
 
-    @property
+    @functools.cached_property  # asked for every day, when all times are known
     def daily(self):
         """How many times a whole day has: the most that any has."""
         return max(map(len, self.times.values()))
@@ -254,7 +252,8 @@ def _listed(files):
     for file in map(Path, files):
         inside = [file]
         if file.is_dir():
-            inside = sorted(path for path in file.rglob("*.nc") if path.is_file() and not path.name.startswith("."))
+            folders = [file, *sorted(path for path in file.rglob("*") if path.is_dir())]
+            inside = [path for folder in folders for path in netcdf_files(folder)[0] if path.is_file()]
         if not inside or not file.exists():
             what = "no file *.nc in this folder" if file.exists() else "no such file"
             raise DataError(f"{file}: {what}; expected predictors, fields on (time, lat, lon), after --predictors")
@@ -262,12 +261,12 @@ def _listed(files):
     return found
 
 
-def _fields_of(files, key, left_out):
-    """{name: _Field} of all fields of files that have a time, but not of rain.
+def _fields_of(files, key):
+    """({name: _Field} of all fields of files that have a time, but not of rain; words of those not taken, each once).
 
-    Args: key: function of a time, see Predictors._key. left_out: a dict, in which words are put for those not taken.
+    Args: key: function of a time, see Predictors._key.
     """
-    fields, seen = {}, {}
+    fields, seen, left_out = {}, {}, {}
     for path in files if len(files) < 20 else progress(files, "looking at predictors"):
         found, refusals = 0, []
         with understood(path), named(path), opened(path) as dataset:
@@ -304,7 +303,7 @@ def _fields_of(files, key, left_out):
                 why = "; ".join(dict.fromkeys(refusals[:3])) or "no field on (time, lat, lon)"
                 raise DataError(f"{why}; expected predictors such as wind or humidity, with their times")
         left_out |= dict.fromkeys(refusals)
-    return fields
+    return fields, list(left_out)
 
 
 def _level(variable, axes):

@@ -234,11 +234,9 @@ def choose(dataset, path):
         found = whole if len(found) > 1 else found  # of the total and its parts the total
     if len(found) == 1:
         field = dataset[found[0]]
-        try:
+        with utils.named(path):
             refuse_other(field)
             _refuse_mapping(field, dataset)
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from None
         return field
     raise DataError(
         f"{path}: {'several' if found else 'no'} precipitation fields: found {_contents(dataset)}; expected one of "

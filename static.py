@@ -11,7 +11,6 @@ Orography brings its slopes to the east and to the north with it: which side of 
 So windows of such a training are not turned or flipped.
 """
 
-import contextlib
 import math
 import re
 from functools import cached_property, lru_cache
@@ -21,7 +20,7 @@ import numpy as np
 
 from metadata import RAIN, said, text_of
 from reader import MORE_NAMES, RAIN_NAMES, Grid, axes_of, lay_out, opened, understood
-from utils import DataError, shown, stamp
+from utils import DataError, named, shown, stamp
 
 OROGRAPHY = ("orog", "oro", "orography", "topo", "topography", "elev", "elevation", "altitude", "hgt", "hsurf", "dem")
 SAME_UNITS = {"": "1", "-": "1", "(0 - 1)": "1", "fraction": "1", "dimensionless": "1"}
@@ -35,7 +34,7 @@ KEPT = 8  # regions whose maps are kept
 
 # fmt: off
 __all__ = [
-    "StaticFields", "describe_fields", "is_rain", "named", "named_fields", "near",
+    "StaticFields", "describe_fields", "is_rain", "named_fields", "near",
     "orography_on", "refuse_units", "units_of",
 ]
 # fmt: on
@@ -230,15 +229,6 @@ class _Field:
             f"{self.path}: {self.name} covers {whole} (cell centres), not all of {grid.extent}; give fields of the "
             "region at hand with --static, or another --region"
         )
-
-
-@contextlib.contextmanager
-def named(path):
-    """An error that does not name the file yet becomes one that does."""
-    try:
-        yield
-    except DataError as error:
-        raise error if str(path) in str(error) else DataError(f"{path}: {error}") from None
 
 
 def near(dataset, name, grid):

@@ -817,7 +817,7 @@ def _validation(dataset, held_out, train):
         return "no validation (--valid-share 0): the last weights are kept, whether they learned by heart or not"
     where = f"the easternmost {100 * train.valid_share:g} % of the columns"
     if not held_out.strip:
-        times = [dataset.files.index[k]["times"].get("time", "")[:10] for k in (held_out.files[0], held_out.files[-1])]
+        times = [dataset.files.time(k)[:10] for k in (held_out.files[0], held_out.files[-1])]
         where = f"{len(held_out.files)} whole days of {len(dataset)}, {' to '.join(times)}"
     return (
         f"validation every {train.epoch_steps} steps on {where}, which training does not see; the best weights are "

@@ -42,7 +42,7 @@ SUFFIXES = (".nc", ".nc4", ".cdf")  # of the files that stage 1 looks at, in sma
 __all__ = [
     "AverageMeter", "Damaged", "DataError", "NetCDFWriter", "add_data_arguments", "adjust_learning_rate", "alone",
     "check_memory", "choose_outputs", "clip_gradient", "create_data_lists", "default_checkpoint", "digest", "digest_of",
-    "field_times", "load_checkpoint", "log", "netcdf_files", "open_checkpoint", "part_of", "positive",
+    "field_times", "load_checkpoint", "log", "named", "netcdf_files", "open_checkpoint", "part_of", "positive",
     "previous_checkpoint", "progress",
     "read_info", "read_list", "read_output", "reading", "run_stage", "save_checkpoint", "set_aside", "shown", "stamp",
     "threads", "when", "whole_file", "whole_number", "write_field", "write_json", "write_lists", "writing",
@@ -206,6 +206,15 @@ def check_memory(size, words, advice, free=None):
     free = free_memory() if free is None else free
     if size > free:
         raise DataError(f"{words} takes {size / 2**30:.3g} GiB of memory, {free / 2**30:.3g} are free; {advice}")
+
+
+@contextlib.contextmanager
+def named(name):
+    """A DataError from inside gets the name of its file in front, where it does not begin with it."""
+    try:
+        yield
+    except DataError as error:
+        raise error if str(error).startswith(f"{name}: ") else DataError(f"{name}: {error}") from None
 
 
 # ---------------------------------------------------------------- whole files

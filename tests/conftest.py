@@ -65,6 +65,27 @@ def run(number, *argv):
     return stage(number)["main"]([str(word) for word in argv])
 
 
+def learn_pairs(folder, pairs, fine, option, files, crop):
+    """22 days of pairs (low, truth) on 1 degree and on `fine` (lat, lon), the last two for evaluation, and two models:
+    with.pth was given the files of `option`, without.pth was not."""
+    for k, (low, truth) in enumerate(pairs):
+        split, name = folder / ("train" if k < 20 else "eval"), f"2020_01_{k + 1:02d}.nc"
+        write_nc(split / "hr" / name, truth, *fine, attrs={"units": "mm"})
+        write_nc(split / "lr" / name, low, nodes(50.5, 61.5, 1)[::-1], nodes(5.5, 18.5, 1), attrs={"units": "mm"})
+    words = [f"--{s}{k}-folders {folder / s / h}" for s in ("train", "eval") for k, h in (("", "lr"), ("-hr", "hr"))]
+    run(1, *" ".join(words).split(), "--output-folder", folder / "lists")
+    common = f"--data-folder {folder / 'lists'} --target paired --region all --recipe crps"
+    common += f" --content-steps 60 --epoch-steps 60 --channels 8 --blocks 1 --crop {crop} --window 1 1 --batch 2"
+    common += f" --valid-windows 4 --threads 1 --amp off --set structure=0,0 --runs {folder / 'runs'}"
+    run(2, *common.split(), "--checkpoint", folder / "with.pth", option, files)
+    run(2, *common.split(), "--checkpoint", folder / "without.pth")
+
+
+def low_rain(k):
+    """Rain of day k on 12 x 14 cells of 1 degree, in squares of 4 x 4, mm."""
+    return 1 + np.kron(rain((3, 4), k, 10.0)[:, :4], np.ones((4, 4)))[:12, :14]
+
+
 def said(number, argv, monkeypatch):
     """What a script says at its end when it runs under run_stage: an exit code, or one line of words."""
     monkeypatch.setattr(sys, "argv", [f"{number}.py", *map(str, argv)])

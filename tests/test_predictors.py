@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import nodes, outputs, rain, run, run3, said, write_nc
+from conftest import learn_pairs, low_rain, nodes, outputs, run, run3, said, write_nc
 
 import datasets
 import utils
@@ -202,23 +202,13 @@ def test_windows_interpolate_predictors_where_they_begin_within_a_cell(tmp_path)
 def windy(tmp_path_factory):
     """Days with nine times as much rain in a west wind; a model that was given the wind, and one that was not."""
     folder = tmp_path_factory.mktemp("windy")
-    fine = nodes(50.125, 61.875, 0.25)[::-1], nodes(5.125, 18.875, 0.25)
+    fine, pairs = (nodes(50.125, 61.875, 0.25)[::-1], nodes(5.125, 18.875, 0.25)), []
     for k in range(22):
-        low = 1 + np.kron(rain((3, 4), k, 10.0)[:, :4], np.ones((4, 4)))[:12, :14]
         wind = 8 * np.kron(np.random.default_rng(k).choice([-1, 1], (3, 4)), np.ones((4, 4)))[:, :14]
-        truth = np.kron(low, np.ones((4, 4))) * np.where(np.kron(wind, np.ones((4, 4))) > 0, 1.8, 0.2)
-        name = f"2020_01_{k + 1:02d}.nc"
-        split = folder / ("train" if k < 20 else "eval")
-        write_nc(split / "hr" / name, truth, *fine, attrs={"units": "mm"})
-        write_nc(split / "lr" / name, low, nodes(50.5, 61.5, 1)[::-1], nodes(5.5, 18.5, 1), attrs={"units": "mm"})
         weather(folder / "wind" / f"w{k}.nc", wind, f"2020-01-{k + 1:02d}T12:00", north=62)
-    words = [f"--{s}{k}-folders {folder / s / h}" for s in ("train", "eval") for k, h in (("", "lr"), ("-hr", "hr"))]
-    run(1, *" ".join(words).split(), "--output-folder", folder / "lists")
-    common = f"--data-folder {folder / 'lists'} --target paired --region all --recipe crps"
-    common += " --content-steps 60 --epoch-steps 60 --channels 8 --blocks 1 --crop 16 --window 1 1 --batch 2"
-    common += f" --valid-windows 4 --threads 1 --amp off --set structure=0,0 --runs {folder / 'runs'}"
-    run(2, *common.split(), "--checkpoint", folder / "with.pth", "--predictors", folder / "wind")
-    run(2, *common.split(), "--checkpoint", folder / "without.pth")
+        low = low_rain(k)
+        pairs.append((low, np.kron(low * np.where(wind > 0, 1.8, 0.2), np.ones((4, 4)))))
+    learn_pairs(folder, pairs, fine, "--predictors", folder / "wind", crop=16)
     return folder
 
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import nodes, outputs, rain, run, run3, said, write_nc
+from conftest import learn_pairs, low_rain, nodes, outputs, run, run3, said, write_nc
 
 import datasets
 import plots
@@ -160,25 +160,10 @@ def terrain(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("terrain")
     height = np.kron(np.random.default_rng(5).random((24, 28)) * 1000, np.ones((5, 5)))  # 120 x 140, flat blocks
-    fine = hr_nodes()
     ground(folder / "ground.nc", height, north=62.0)
-    for k in range(22):
-        low = 1 + np.kron(rain((3, 4), k, 10.0)[:, :4], np.ones((4, 4)))[:12, :14]
-        truth = np.kron(low, np.ones((10, 10))) * (0.2 + 1.6 * height / 1000)
-        name = f"2020_01_{k + 1:02d}.nc"
-        split = "train" if k < 20 else "eval"
-        write_nc(folder / split / "hr" / name, truth, *fine, attrs={"units": "mm"})
-        write_nc(
-            folder / split / "lr" / name, low, nodes(50.5, 61.5, 1)[::-1], nodes(5.5, 18.5, 1), attrs={"units": "mm"}
-        )
-    words = [f"--{s}{k}-folders {folder / s / h}" for s in ("train", "eval") for k, h in (("", "lr"), ("-hr", "hr"))]
-    run(1, *" ".join(words).split(), "--output-folder", folder / "lists")
-    common = f"--data-folder {folder / 'lists'} --target paired --region all --recipe crps"
-    common += " --content-steps 60 --epoch-steps 60 --channels 8 --blocks 1 --crop 40 --window 1 1 --batch 2"
-    common += " --valid-windows 4 --threads 1 --amp off"
-    common += f" --set structure=0,0 --runs {folder / 'runs'}"
-    run(2, *common.split(), "--checkpoint", folder / "with.pth", "--static", folder / "ground.nc")
-    run(2, *common.split(), "--checkpoint", folder / "without.pth")
+    wet = 0.2 + 1.6 * height / 1000
+    pairs = [(low, np.kron(low, np.ones((10, 10))) * wet) for low in map(low_rain, range(22))]
+    learn_pairs(folder, pairs, hr_nodes(), "--static", folder / "ground.nc", crop=40)
     return folder
 
 
