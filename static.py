@@ -143,9 +143,9 @@ def is_rain(variable):
     spoken = " ".join(text_of(variable.attrs, key) for key in ("standard_name", "long_name"))
     if re.search("precipitable|content", spoken, re.I):
         return False
-    named = str(variable.name).lower() in (*RAIN_NAMES, *MORE_NAMES, *PARTS_OF_RAIN)
-    named = named and not re.search("pressure|temperature|humidity|wind", spoken, re.I)
-    return named or bool(RAIN.search(said(variable)) or re.search("snow ?fall", said(variable), re.I))
+    called = str(variable.name).lower() in (*RAIN_NAMES, *MORE_NAMES, *PARTS_OF_RAIN)
+    called = called and not re.search("pressure|temperature|humidity|wind", spoken, re.I)
+    return called or bool(RAIN.search(said(variable)) or re.search("snow ?fall", said(variable), re.I))
 
 
 def _needed(described):
